@@ -1,0 +1,85 @@
+"""Does FST learn, and does the look-ahead help? Three seeds on StreetShift, at equal steps and at equal compute.
+
+Settings were chosen on the validation seeds of StreetShift; what is printed comes from the test seeds, which no
+setting was chosen on. `make bench` runs this; finished runs are kept, so it can be interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from benchmarks.runner import Job, Result, default_workers, run_jobs
+from datamodules import StreetShift
+
+STEPS, MIX_START = 800, 150
+
+
+def runs_until(depth: int) -> int:
+    """Forward-backward runs of FST with ``depth`` virtual steps: what a plain run may take at equal compute."""
+    return MIX_START + (STEPS - MIX_START) * (depth + 1)
+
+
+def jobs(seed: int) -> list[Job]:
+    def job(name: str, config: str, *overrides: str, steps: int = STEPS) -> Job:
+        return Job(name, config, seed, steps, overrides)
+
+    return [
+        job("FST-D K=3", "fst/embedded", "--model.depth", "3"),
+        job("FST-W N=3", "fst/embedded_wide"),
+        job("self-training, compute of K=3", "self_training/embedded", steps=runs_until(3)),
+        job("FST-D K=1", "fst/embedded"),
+        job("self-training, compute of K=1", "self_training/embedded", steps=runs_until(1)),
+        job("source + jitter, compute of K=1", "source_only/embedded_jitter", steps=runs_until(1)),
+        job("self-training", "self_training/embedded"),
+        job("source-only", "source_only/embedded"),
+        job("source + jitter", "source_only/embedded_jitter"),
+        job("oracle", "source_only/embedded_oracle"),
+    ]
+
+
+ORDER = [
+    "source-only", "source + jitter", "self-training", "FST-D K=1", "FST-D K=3", "FST-W N=3", "oracle",
+    "source + jitter, compute of K=1", "self-training, compute of K=1", "self-training, compute of K=3",
+]  # fmt: skip
+
+
+def summary(results: list[Result], seeds: list[int]) -> str:
+    """A Markdown row per method: test mIoU mean ± std and per seed, steps, CPU seconds."""
+    lines = ["| run | steps | test mIoU | per seed | CPU s |", "|---|---|---|---|---|"]
+    for name in ORDER:
+        rows = sorted((r for r in results if r.name == name), key=lambda r: seeds.index(r.seed))
+        values = [row.test["test/mIoU"] for row in rows]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        each = " ".join(f"{value:.1f}" for value in values)
+        cpu = statistics.mean(row.cpu_seconds for row in rows)
+        lines.append(f"| {name} | {rows[0].steps} | {statistics.mean(values):.1f} ± {spread:.1f} | {each} | {cpu:.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("runs/learning/fst"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=default_workers())
+    arguments = parser.parse_args()
+    StreetShift(batch_size=8).prepare_data()
+    todo = [job for seed in arguments.seeds for job in jobs(seed)]
+    results = run_jobs(todo, arguments.folder, arguments.workers)
+    print(summary(results, arguments.seeds))
+    (arguments.folder / "results.json").write_text(json.dumps([vars(result) for result in results], indent=1))
+
+    by = {(result.name, result.seed): result.test["test/mIoU"] for result in results}
+    for seed in arguments.seeds:
+        gain = by["self-training", seed] - by["source + jitter", seed]
+        ahead = by["FST-D K=1", seed] - by["self-training", seed]
+        print(f"seed {seed}: self-training over source + jitter {gain:+.1f}, FST-D K=1 over self-training {ahead:+.1f}")
+    losers = [s for s in arguments.seeds if by["self-training", s] <= by["source + jitter", s]]
+    if losers:
+        raise SystemExit(f"self-training did not beat source + jitter on seeds {losers}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Run `zoo fit` and `zoo test` for a list of jobs, side by side, and collect their numbers."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One training run: a config, a seed and what is overridden."""
+
+    name: str
+    config: str
+    seed: int = 0
+    steps: int = 800
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> list[str]:
+        return [
+            "--config", self.config, "--seed_everything", str(self.seed), "--trainer.max_steps", str(self.steps),
+            "--trainer.log_every_n_steps", "10", "--trainer.enable_progress_bar", "false", *self.overrides,
+        ]  # fmt: skip
+
+
+@dataclasses.dataclass
+class Result:
+    """What a finished job reports; IoU in percent, CPU time of the training process in seconds."""
+
+    name: str
+    seed: int
+    steps: int
+    command: list[str]
+    folder: str
+    test: dict[str, float]
+    val_miou: float
+    wall_seconds: float
+    cpu_seconds: float
+
+
+def default_workers() -> int:
+    """One run per core: a run gains little from a second thread, two runs side by side gain everything."""
+    return max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+
+
+def run_jobs(jobs: list[Job], folder: Path, workers: int | None = None) -> list[Result]:
+    """Run all jobs with a progress bar each; finished ones (same command) are taken from their folder.
+
+    Raises:
+        SystemExit: a run failed; the last lines of its log are printed.
+    """
+    workers = workers or default_workers()
+    columns = [
+        TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.completed:>4.0f}/{task.total:.0f} steps"),
+        TextColumn("{task.fields[state]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+    ]  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2) as bars:
+        tasks = {job: bars.add_task(f"{job.name} seed {job.seed}", total=job.steps, start=False, state="waits") for job in jobs}
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(lambda job: _run(job, folder / f"{job.name}-seed{job.seed}", bars, tasks[job]), jobs))
+
+
+def _run(job: Job, folder: Path, bars: Progress, task: TaskID) -> Result:
+    done = folder / "result.json"
+    if done.is_file():
+        result = Result(**json.loads(done.read_text()))
+        if result.command == job.command:
+            bars.update(task, completed=job.steps, state="done before")
+            return result
+    folder.mkdir(parents=True, exist_ok=True)
+    bars.start_task(task)
+    start = time.monotonic()
+    cpu = _zoo(["fit", *job.command, "--run_dir", str(folder)], folder, bars, task)
+    wall = time.monotonic() - start
+    bars.update(task, completed=job.steps, state="tests")
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    _zoo(
+        ["test", "--config", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint), "--run_dir", str(folder / "test"),
+         "--wandb", "disabled"], folder, None, task,
+    )  # fmt: skip
+    result = Result(
+        job.name, job.seed, job.steps, job.command, str(folder), last_row(folder / "test", "test/"),
+        last_row(folder, "val/")["val/mIoU"], round(wall, 1), round(cpu, 1),
+    )  # fmt: skip
+    done.write_text(json.dumps(dataclasses.asdict(result), indent=1))
+    bars.update(task, state=f"mIoU {result.test['test/mIoU']:.1f}")
+    return result
+
+
+def _zoo(arguments: list[str], folder: Path, bars: Progress | None, task: TaskID) -> float:
+    """Run one `zoo` command on one thread; returns its CPU seconds."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "WANDB_MODE": os.environ.get("WANDB_MODE", "offline")}
+    log = folder / f"{arguments[0]}.log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "zoo", *arguments], stdout=stream, stderr=subprocess.STDOUT, env=environment
+        )
+        while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:  # wait4 tells this process's own CPU time
+            time.sleep(0.5)
+            if bars is not None and (step := _progress(folder)):
+                bars.update(task, completed=step, state="trains")
+    process.returncode = os.waitstatus_to_exitcode(ended[1])
+    if process.returncode:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+        raise SystemExit(f"`zoo {' '.join(arguments)}` failed with exit code {process.returncode}:\n{tail}\nlog: {log}")
+    return ended[2].ru_utime + ended[2].ru_stime
+
+
+def _progress(folder: Path) -> int:
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        return 0
+    steps = [row["step"] for row in csv.DictReader(path.open()) if row.get("step")]
+    return int(steps[-1]) + 1 if steps else 0
+
+
+def last_row(folder: Path, prefix: str) -> dict[str, float]:
+    """The last value of every metric of a run whose name starts with ``prefix``."""
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        raise SystemExit(f"{folder} holds no metrics.csv: did its run finish?")
+    values: dict[str, float] = {}
+    for row in csv.DictReader(path.open()):
+        values |= {key: float(value) for key, value in row.items() if key.startswith(prefix) and value}
+    return values

@@ -1,0 +1,86 @@
+"""Pictures of what a segmentation method predicts, saved beside its checkpoints and sent to the logger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from PIL import Image
+from torch import Tensor
+
+GAP = 4  # white pixels between pictures
+
+
+class PredictionPanel(Callback):
+    """After each validation, one PNG: a row per image with image, truth, prediction and confidence.
+
+    Args:
+        num_images: rows of the panel, taken from the first validation batches.
+        folder: where to write; default ``pictures`` in the trainer's root folder.
+    """
+
+    family = "prediction_panel"
+
+    def __init__(self, num_images: int = 4, folder: str | None = None) -> None:
+        self.num_images, self.folder = num_images, folder
+        self._rows: list[list[np.ndarray]] = []
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start a new panel."""
+        self._rows = []
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Predict the first images again (a few of them, so cheap) and colour them."""
+        wanted = self.num_images - len(self._rows)
+        palette = getattr(trainer.datamodule, "palette", None)
+        if wanted <= 0 or palette is None or not trainer.is_global_zero:
+            return
+        image = batch["image"][:wanted]
+        with torch.no_grad():
+            confidence, prediction = pl_module(image).softmax(1).max(1)
+        for row in zip(image, batch["label"], prediction, confidence, strict=False):
+            self._rows.append(segmentation_row(*row, palette=palette))
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the panel and hand it to W&B where that is the logger."""
+        if not self._rows or trainer.sanity_checking:
+            return
+        panel = stack_rows(self._rows)
+        folder = Path(self.folder or Path(trainer.default_root_dir) / "pictures")
+        folder.mkdir(parents=True, exist_ok=True)
+        panel.save(folder / f"val-step{trainer.global_step:06d}.png")
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image("val/panel", [panel], step=trainer.global_step)
+
+
+def colorize(label: Tensor, palette: Any) -> np.ndarray:
+    """Colours ``[H, W, 3]`` of a label map; what has no colour (ignore) is black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = np.asarray(palette, np.uint8)
+    return table[label.cpu().numpy().astype(np.uint8)]
+
+
+def segmentation_row(image: Tensor, truth: Tensor, prediction: Tensor, confidence: Tensor, palette: Any) -> list[np.ndarray]:
+    """Image, truth, prediction and confidence (black 0, white 1) as colour arrays."""
+    pixels = (image.clamp(0, 1) * 255).byte().permute(1, 2, 0).cpu().numpy()
+    grey = (confidence.float().clamp(0, 1) * 255).byte().cpu().numpy()
+    return [pixels, colorize(truth, palette), colorize(prediction, palette), np.stack([grey] * 3, -1)]
+
+
+def stack_rows(rows: list[list[np.ndarray]]) -> Image.Image:
+    """One picture of equally sized arrays, rows top to bottom."""
+    height, width = rows[0][0].shape[:2]
+    canvas = np.full((len(rows) * (height + GAP) - GAP, len(rows[0]) * (width + GAP) - GAP, 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            top, left = i * (height + GAP), j * (width + GAP)
+            canvas[top : top + height, left : left + width] = picture
+    return Image.fromarray(canvas)

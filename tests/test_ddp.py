@@ -1,0 +1,58 @@
+"""Two gloo processes with different data and different random numbers: one teacher."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tests.ddp_script import CALLBACKS, STEPS, build, rank_batch
+from tests.toy import toy_trainer
+
+ROOT = Path(__file__).parents[1]
+
+
+def joint(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The batch one process would see: both ranks' samples together."""
+    merged: dict[str, Any] = {}
+    for key, value in first.items():
+        if isinstance(value, dict):
+            merged[key] = joint(value, second[key])
+        elif isinstance(value, Tensor):
+            merged[key] = torch.cat([value, second[key]])
+        else:
+            merged[key] = [joint(a, b) for a, b in zip(value, second[key], strict=True)]
+    return merged
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_ranks_agree_and_equal_one_process_with_the_joint_batch(name: str, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+        "-m", "tests.ddp_script", name, str(tmp_path),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for key in ("student", "teacher"):
+        for a, b in zip(ranks[0][key], ranks[1][key], strict=True):
+            assert torch.equal(a, b)
+
+    method, callback = build(name)
+    batches = [joint(rank_batch(step, 0), rank_batch(step, 1)) for step in range(STEPS)]
+    trainer = toy_trainer(max_steps=STEPS, callbacks=[callback])
+    trainer.fit(method, DataLoader(batches, batch_size=None))
+    assert ranks[0]["global_step"] == trainer.global_step == STEPS
+    assert ranks[0]["steps"] == method.teacher.steps
+    for key, network in (("student", method.student), ("teacher", method.teacher)):
+        for ours, single in zip(ranks[0][key], network.parameters(), strict=True):
+            torch.testing.assert_close(ours, single.detach(), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,182 @@
+"""Method: the one base LightningModule of the zoo."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from zoo.optim import Optim, build_optimizer, lr_factor
+from zoo.teacher import Teacher
+
+Batch = dict[str, Any]
+
+TRAINING_PARTS = "training_parts"
+"""Submodule that callbacks hang their stateful parts on: in checkpoints, but not part of the network."""
+
+
+class Method(L.LightningModule):
+    """Base class of every paper method.
+
+    A method assigns ``self.student`` (and, if it has any, :class:`~zoo.teacher.Teacher` submodules) in
+    ``__init__``, implements :meth:`losses`, and says in :meth:`default_callbacks` what moves its teachers and
+    labels its data. The base sums and logs the losses, builds the optimiser, stops on losses that are not
+    finite, and checks that every teacher has somebody who moves it.
+
+    Args:
+        optim: optimiser, parameter rules and schedule; ``None`` takes :meth:`default_optim`.
+
+    Attributes:
+        monitor: name of the validation metric by which checkpoints are kept; ``None`` keeps the last.
+    """
+
+    monitor: str | None = None
+    student: nn.Module
+
+    def __init__(self, optim: Optim | dict[str, Any] | None = None) -> None:
+        super().__init__()
+        # Collected from every constructor up to the leaf class; dataclasses become dicts, since checkpoints
+        # hold plain values only (they are loaded with weights_only=True).
+        self.save_hyperparameters()
+        plain = {key: _plain(value) for key, value in self.hparams.items()}
+        self._set_hparams(plain)
+        self._hparams_initial = self.hparams.copy()
+        self.optim = Optim(**optim) if isinstance(optim, dict) else optim or self.default_optim()
+        self._first_broken: Tensor | None = None
+        self._loss_names: list[str] = []
+
+    # -- what a method says -----------------------------------------------------------------------------
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the weighted loss terms of ``batch``; their sum is what is minimised.
+
+        Pure: no logging, no optimiser, no global state, so that a look-ahead may call it any number of times.
+        """
+        raise MisconfigurationException(f"{type(self).__name__} must implement losses(batch) -> dict of scalars")
+
+    def default_optim(self) -> Optim:
+        """The paper's optimiser and schedule, used where ``optim`` is not given."""
+        return Optim()
+
+    def default_callbacks(self) -> list[Callback]:
+        """Callbacks the paper's recipe needs; each is added unless the user configured that kind."""
+        return []
+
+    def trained_modules(self) -> list[nn.Module]:
+        """Modules whose parameters the optimiser gets; parameter rules see names relative to each."""
+        return [self.student]
+
+    # -- training ---------------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Add the default callbacks of which the user configured none of that kind.
+
+        They are put into the trainer's list here, and nothing is returned: Lightning would drop user callbacks
+        of a parent class (an ``EMATeacher`` of another teacher) in favour of what is returned.
+        """
+        present = [_kind(callback) for callback in self.trainer.callbacks]
+        self.trainer.callbacks[:0] = [c for c in self.default_callbacks() if _kind(c) not in present]
+        return []
+
+    def setup(self, stage: str) -> None:
+        """Put callbacks into the order of a training step and check that every teacher is moved by one."""
+        callbacks = self.trainer.callbacks
+        callbacks.sort(key=lambda callback: getattr(callback, "step_order", 100))
+        if stage != "fit":
+            return
+        # Teachers are in evaluation mode on purpose.
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+        kinds = [_kind(callback) for callback in callbacks]
+        for name, _ in self.named_teachers():
+            if ("ema_teacher", name) not in kinds:
+                raise MisconfigurationException(
+                    f"{type(self).__name__} declares the teacher {name!r} but no callback moves it. Add "
+                    f"EMATeacher(teacher={name!r}) to trainer.callbacks, or timing='manual' if the method "
+                    "moves it by itself."
+                )
+
+    def named_teachers(self) -> Iterator[tuple[str, Teacher]]:
+        """The teachers among the submodules, by attribute path."""
+        return ((name, module) for name, module in self.named_modules() if isinstance(module, Teacher))
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """The trainer's autocast context, for forwards outside ``training_step``."""
+        return self.trainer.precision_plugin.forward_context() if self._trainer is not None else nullcontext()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Sum the losses and log them on the steps the logger writes (logging every step costs 4 ms)."""
+        losses = self.losses(batch)
+        total = torch.stack(list(losses.values())).sum()
+        self._watch(losses)
+        if self.writes_logs():
+            self._check_finite()
+            self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()})
+            self.log("train/loss", total.detach(), prog_bar=True)
+        return total
+
+    def writes_logs(self) -> bool:
+        """Whether the logger writes at the step that is running."""
+        return self.trainer._logger_connector.should_update_logs
+
+    def on_train_epoch_end(self) -> None:
+        """Never let an epoch with a broken loss pass for a good one."""
+        self._check_finite()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Build optimiser groups and the per-step schedule from ``self.optim``."""
+        optimizer = build_optimizer(self.trained_modules(), self.optim)
+        total = self.optim.total_steps or self.trainer.estimated_stepping_batches
+        if self.optim.schedule != "constant" and total == float("inf"):
+            raise MisconfigurationException(
+                f"optim.schedule={self.optim.schedule!r} needs an end: set trainer.max_steps, trainer.max_epochs "
+                "or optim.total_steps"
+            )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(self.optim, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Without the callbacks that own it (evaluation, prediction), the state of training parts is left out."""
+        if not hasattr(self, TRAINING_PARTS):
+            state = checkpoint["state_dict"]
+            for key in [key for key in state if key.startswith(f"{TRAINING_PARTS}.")]:
+                del state[key]
+
+    def _watch(self, losses: dict[str, Tensor]) -> None:
+        """Remember on the device in which step each term first was not finite; read only when logs are written."""
+        values = torch.stack([loss.detach().float() for loss in losses.values()])
+        broken = torch.where(torch.isfinite(values), torch.inf, float(self.global_step))
+        if self._first_broken is None or list(losses) != self._loss_names:
+            self._check_finite()
+            self._first_broken, self._loss_names = broken, list(losses)
+        else:
+            self._first_broken = torch.minimum(self._first_broken, broken)
+
+    def _check_finite(self) -> None:
+        if self._first_broken is None or bool(self._first_broken.isinf().all()):
+            return
+        steps = self._first_broken.tolist()
+        terms = [name for name, step in zip(self._loss_names, steps, strict=True) if step == min(steps)]
+        raise FloatingPointError(
+            f"loss {', '.join(map(repr, terms))} became nan or inf in step {min(steps):.0f} (checked every "
+            f"{self.trainer.log_every_n_steps} steps). Lower optim.lr, lengthen optim.warmup_steps, use 32-bit "
+            "precision, or look at the inputs of this term."
+        )
+
+
+def _kind(callback: Callback) -> tuple[str, Any]:
+    """What a default callback would double: its family and, for teachers, the teacher it moves."""
+    family = getattr(callback, "family", None)
+    return family or type(callback).__name__, getattr(callback, "teacher", None) if family else None
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value

@@ -1,0 +1,1 @@
+"""The paper methods, one file and one card each, by modality."""

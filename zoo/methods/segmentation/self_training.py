@@ -1,0 +1,121 @@
+"""Source-only training and mean-teacher self-training by class mixing (DACS), for domain adaptation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from callbacks import EMATeacher, PseudoLabeler
+from zoo.method import Batch
+from zoo.methods.segmentation.base import SegmentationMethod
+from zoo.nn import ClassMix, ConfidenceShare, DACSAugment, PhotometricJitter, feature_distance
+from zoo.optim import Optim, ParameterRule
+from zoo.teacher import Frozen, Mode, Teacher
+
+THINGS = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
+"""Cityscapes trainIds of countable objects, whose ImageNet features DAFormer keeps."""
+
+
+class SourceOnly(SegmentationMethod):
+    """Cross-entropy on labelled source images: the lower bound of domain adaptation.
+
+    With the datamodule's ``oracle: true`` the same class is the upper bound, trained on target labels.
+    """
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """``source``: pixel cross-entropy."""
+        return {"source": self.cross_entropy(self.student(batch["source"]["image"]), batch["source"])}
+
+
+class SelfTraining(SegmentationMethod):
+    """Mean-teacher self-training with class mixing: DACS (Tranheden et al., WACV 2021), as FST's baseline runs it.
+
+    The teacher labels target images; classes of source images are pasted onto them together with their
+    labels; the student learns from the clean source images and from the mixed, strongly augmented ones. Pixels
+    labelled by the teacher count with one weight: the share of confident pixels in the batch.
+
+    The defaults are the arithmetic shared by the released DACS, DAFormer and FST code: the teacher moves
+    *before* each forward, keeps its batch norm in training mode (own batch statistics) with every dropout off, and
+    cross-entropy divides by all pixels, ignored ones included.
+
+    Args:
+        decay: largest EMA decay; it is warmed up as ``min(1 - 1/(t+1), decay)``.
+        threshold: confidence from which a teacher's pixel counts as confident.
+        ignore_top: rows at the top whose pseudo-labels get weight 0 (rectification border).
+        ignore_bottom: rows at the bottom with weight 0 (the ego vehicle).
+        mix_start: optimiser step from which target images take part.
+        classes_from: choose half of the classes present in the whole ``batch`` (released code) or in each ``image``.
+        strong_augment: of mixed images: ``dacs`` (jitter and blur of the papers), ``photometric`` (milder, for
+            small images), ``none``.
+        teacher_mode: see :class:`zoo.teacher.Teacher`.
+        feature_distance: weight of DAFormer's ImageNet feature distance on thing classes; 0 leaves it out.
+        feature_distance_classes: trainIds it looks at.
+        feature_distance_ratio: share of one class from which a feature cell belongs to it.
+        **kwargs: see :class:`SegmentationMethod`.
+    """
+
+    def __init__(
+        self,
+        decay: float = 0.999,
+        threshold: float = 0.968,
+        ignore_top: int = 0,
+        ignore_bottom: int = 0,
+        mix_start: int = 0,
+        classes_from: Literal["batch", "image"] = "batch",
+        strong_augment: Literal["dacs", "photometric", "none"] = "dacs",
+        teacher_mode: Mode = "train_no_dropout",
+        feature_distance: float = 0.0,
+        feature_distance_classes: tuple[int, ...] = THINGS,
+        feature_distance_ratio: float = 0.75,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.decay, self.threshold, self.ignored_rows = decay, threshold, (ignore_top, ignore_bottom)
+        self.mix_start, self.classes_from, self.strong_augment = mix_start, classes_from, strong_augment
+        self.feature_distance = feature_distance
+        self.feature_distance_classes = tuple(feature_distance_classes)
+        self.feature_distance_ratio = feature_distance_ratio
+        self.teacher = Teacher(self.student, mode=teacher_mode)
+        if feature_distance:
+            self.imagenet = Frozen(self.student.backbone)
+
+    def default_optim(self) -> Optim:
+        """AdamW as in DAFormer and FST: decode head at ten times the rate, no decay on layer norms."""
+        rules = {"head": ParameterRule(lr=10.0), "norm": ParameterRule(weight_decay=0.0)}
+        return Optim("adamw", lr=6e-5, weight_decay=0.01, rules=rules, schedule="poly", warmup_steps=1500)
+
+    def default_callbacks(self) -> list[Callback]:
+        """The teacher's EMA and the labelling pipeline."""
+        return [EMATeacher(decay=self.decay), self.pseudo_labeler()]
+
+    def pseudo_labeler(self) -> PseudoLabeler:
+        """Predict (teacher) → weight (confidence share) → ClassMix → strong augmentation."""
+        augment = {"dacs": DACSAugment, "photometric": PhotometricJitter, "none": nn.Identity}[self.strong_augment]
+        return PseudoLabeler(
+            weight=ConfidenceShare(self.threshold, *self.ignored_rows),
+            mix=ClassMix(self.classes_from, self.ignore_index),
+            augment=augment(),
+            start_step=self.mix_start,
+        )
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """``source``, optionally ``feature_distance``, and ``mixed`` once target images take part."""
+        source = batch["source"]
+        logits, features = self.student.forward_with_features(source["image"])
+        losses = {"source": self.cross_entropy(logits, source)}
+        if self.feature_distance:
+            imagenet = self.imagenet(self.student.normalize(source["image"]))
+            losses["feature_distance"] = self.feature_distance * feature_distance(
+                features[-1],
+                imagenet[-1],
+                source["label"],
+                self.feature_distance_classes,
+                self.feature_distance_ratio,
+                self.num_classes,
+                self.ignore_index,
+            )
+        if "mixed" in batch:
+            losses["mixed"] = self.cross_entropy(self.student(batch["mixed"]["image"]), batch["mixed"])
+        return losses
