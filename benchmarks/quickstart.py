@@ -20,7 +20,7 @@ from datamodules import StreetShift
 from zoo import FST, SourceOnly
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
+import matplotlib.pyplot as plt
 
 JOBS = [  # longest first, so that the two workers finish together
     Job("FST", "fst/embedded"),
@@ -46,13 +46,17 @@ def table(results: dict[str, Result]) -> str:
         for name in ORDER
     ]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows])
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]
+    )
 
 
 def reload_and_test(result: Result, data: StreetShift) -> tuple[FST, float]:
     """Load the checkpoint as a user would and test it again in this process."""
     method = FST.load_from_checkpoint(Path(result.folder) / "checkpoints" / "last.ckpt", map_location="cpu")
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
     return method, trainer.test(method, datamodule=data, verbose=False)[0]["test/mIoU"]
 
 
@@ -88,7 +92,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--steps", type=int, default=800, help="optimiser steps of every run")
-    parser.add_argument("--workers", type=int, default=default_workers(), help="runs side by side, one thread each")
+    parser.add_argument(
+        "--workers", type=int, default=default_workers(), help="runs side by side, one thread each"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     start = time.monotonic()
@@ -104,16 +110,23 @@ def main() -> None:
     printed = results["FST"].test["test/mIoU"]
     if again != printed:
         raise SystemExit(f"the reloaded checkpoint gives mIoU {again!r}, the table says {printed!r}")
-    print(f"\nFST reloaded from {results['FST'].folder}/checkpoints/last.ckpt: mIoU {again:.4f}, equal to the table's")
+    print(
+        f"\nFST reloaded from {results['FST'].folder}/checkpoints/last.ckpt: mIoU {again:.4f}, equal to the table's"
+    )
     source_only = SourceOnly.load_from_checkpoint(
         Path(results["source-only"].folder) / "checkpoints" / "last.ckpt", map_location="cpu"
     )
     panel(fst, source_only, data, arguments.folder / "panel.png")
-    record = {"results": [vars(result) for result in results.values()], "wall_seconds": round(time.monotonic() - start, 1)}
+    record = {
+        "results": [vars(result) for result in results.values()],
+        "wall_seconds": round(time.monotonic() - start, 1),
+    }
     (arguments.folder / "results.json").write_text(json.dumps(record, indent=1))
     print(f"panel: {arguments.folder}/panel.png   numbers: {arguments.folder}/results.json")
     runs = sorted({path.parent for path in arguments.folder.glob("*/wandb/offline-run-*/*.wandb")})
-    print(f"W&B offline runs ({len(runs)}): upload with `wandb sync {arguments.folder}/*/wandb/offline-run-*`")
+    print(
+        f"W&B offline runs ({len(runs)}): upload with `wandb sync {arguments.folder}/*/wandb/offline-run-*`"
+    )
     print(f"wall time {record['wall_seconds']:.0f} s with {arguments.workers} runs side by side")
 
 

@@ -51,7 +51,9 @@ class Result:
 
 def default_workers() -> int:
     """One run per core: a run gains little from a second thread, two runs side by side gain everything."""
-    return max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+    return max(
+        1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    )
 
 
 def run_jobs(jobs: list[Job], folder: Path, workers: int | None = None) -> list[Result]:
@@ -66,9 +68,14 @@ def run_jobs(jobs: list[Job], folder: Path, workers: int | None = None) -> list[
         TextColumn("{task.fields[state]}"), TimeElapsedColumn(), TimeRemainingColumn(),
     ]  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=2) as bars:
-        tasks = {job: bars.add_task(f"{job.name} seed {job.seed}", total=job.steps, start=False, state="waits") for job in jobs}
+        tasks = {
+            job: bars.add_task(f"{job.name} seed {job.seed}", total=job.steps, start=False, state="waits")
+            for job in jobs
+        }
         with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(lambda job: _run(job, folder / f"{job.name}-seed{job.seed}", bars, tasks[job]), jobs))
+            return list(
+                pool.map(lambda job: _run(job, folder / f"{job.name}-seed{job.seed}", bars, tasks[job]), jobs)
+            )
 
 
 def _run(job: Job, folder: Path, bars: Progress, task: TaskID) -> Result:
@@ -85,10 +92,8 @@ def _run(job: Job, folder: Path, bars: Progress, task: TaskID) -> Result:
     wall = time.monotonic() - start
     bars.update(task, completed=job.steps, state="tests")
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    _zoo(
-        ["test", "--config", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint), "--run_dir", str(folder / "test"),
-         "--wandb", "disabled"], folder, None, task,
-    )  # fmt: skip
+    where = ["--config", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint)]
+    _zoo(["test", *where, "--run_dir", str(folder / "test"), "--wandb", "disabled"], folder, None, task)
     result = Result(
         job.name, job.seed, job.steps, job.command, str(folder), last_row(folder / "test", "test/"),
         last_row(folder, "val/")["val/mIoU"], round(wall, 1), round(cpu, 1),
@@ -100,11 +105,19 @@ def _run(job: Job, folder: Path, bars: Progress, task: TaskID) -> Result:
 
 def _zoo(arguments: list[str], folder: Path, bars: Progress | None, task: TaskID) -> float:
     """Run one `zoo` command on one thread; returns its CPU seconds."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "WANDB_MODE": os.environ.get("WANDB_MODE", "offline")}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "WANDB_MODE": os.environ.get("WANDB_MODE", "offline"),
+    }
     log = folder / f"{arguments[0]}.log"
     with log.open("w") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "zoo", *arguments], stdout=stream, stderr=subprocess.STDOUT, env=environment
+            [sys.executable, "-m", "zoo", *arguments],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment,
         )
         while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:  # wait4 tells this process's own CPU time
             time.sleep(0.5)
@@ -113,7 +126,9 @@ def _zoo(arguments: list[str], folder: Path, bars: Progress | None, task: TaskID
     process.returncode = os.waitstatus_to_exitcode(ended[1])
     if process.returncode:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-        raise SystemExit(f"`zoo {' '.join(arguments)}` failed with exit code {process.returncode}:\n{tail}\nlog: {log}")
+        raise SystemExit(
+            f"`zoo {' '.join(arguments)}` failed with exit code {process.returncode}:\n{tail}\nlog: {log}"
+        )
     return ended[2].ru_utime + ended[2].ru_stime
 
 

@@ -63,7 +63,9 @@ class EMATeacher(Callback):
         if timing not in ("before_step", "after_step", "manual"):
             raise MisconfigurationException(f"timing={timing!r}: expected before_step, after_step or manual")
         if schedule not in ("constant", "warmup", "cosine", "epochs"):
-            raise MisconfigurationException(f"schedule={schedule!r}: expected constant, warmup, cosine or epochs")
+            raise MisconfigurationException(
+                f"schedule={schedule!r}: expected constant, warmup, cosine or epochs"
+            )
         if (schedule == "epochs") != bool(epoch_decays) or (epoch_decays and 0 not in epoch_decays):
             raise MisconfigurationException(
                 f"epoch_decays={epoch_decays!r} with schedule={schedule!r}: the two belong together, and "
@@ -92,7 +94,9 @@ class EMATeacher(Callback):
         self._steps_at_start = trainer.global_step
         self._checksum_at_start = teacher.checksum()
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Move a ``before_step`` teacher, on the first micro-batch of each optimiser step."""
         if trainer.global_step == self._seen_step:
             return
@@ -147,9 +151,13 @@ class EMATeacher(Callback):
         if self.schedule == "cosine":
             total = trainer.estimated_stepping_batches
             share = min(t / total, 1.0)
-            return self.final_decay - 0.5 * (self.final_decay - self.decay) * (1.0 + math.cos(math.pi * share))
+            return self.final_decay - 0.5 * (self.final_decay - self.decay) * (
+                1.0 + math.cos(math.pi * share)
+            )
         if self.schedule == "epochs":
-            return self.epoch_decays[max(epoch for epoch in self.epoch_decays if epoch <= trainer.current_epoch)]
+            return self.epoch_decays[
+                max(epoch for epoch in self.epoch_decays if epoch <= trainer.current_epoch)
+            ]
         return self.decay
 
     def in_copy_epochs(self, trainer: L.Trainer) -> bool:

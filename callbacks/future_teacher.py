@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from callbacks.ema_teacher import EMATeacher, Timing
 from callbacks.pseudo_label import PseudoLabeler
-from zoo.method import Batch, Method
-from zoo.teacher import Teacher
+from zoo.method import Batch, Method, trainer_callbacks
+from zoo.teacher import Teacher, tensors
 
 Rewind = Literal["parameters", "everything"]
 Order = Literal["uda", "semi"]
@@ -88,10 +88,13 @@ class FutureTeacher(EMATeacher):
             )
         if order not in ("uda", "semi") or rewind not in ("parameters", "everything"):
             raise MisconfigurationException(
-                f"FutureTeacher(order={order!r}, rewind={rewind!r}): order is uda or semi, rewind parameters or everything"
+                f"FutureTeacher(order={order!r}, rewind={rewind!r}): order is uda or semi, "
+                "rewind parameters or everything"
             )
         if width and order == "semi":
-            raise MisconfigurationException("FutureTeacher(width=..., order='semi') was never released: use depth")
+            raise MisconfigurationException(
+                "FutureTeacher(width=..., order='semi') was never released: use depth"
+            )
         self.depth, self.width, self.order, self.rewind = depth, width, order, rewind
         self.lr_scale, self.start_step = lr_scale, start_step
         self._looked_ahead = False
@@ -107,8 +110,9 @@ class FutureTeacher(EMATeacher):
                 f"FutureTeacher steps the optimiser by itself and supports single-device and DDP training, not "
                 f"{type(trainer.strategy).__name__}: set trainer.strategy to auto or ddp"
             )
-        if self.width and hasattr(trainer.datamodule, "future_batches"):
-            trainer.datamodule.future_batches = self.width
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        if self.width and hasattr(datamodule, "future_batches"):
+            datamodule.future_batches = self.width
 
     # -- the two moments --------------------------------------------------------------------------------
 
@@ -165,7 +169,7 @@ class FutureTeacher(EMATeacher):
                 f"{len(futures)}: use a datamodule of this zoo (it has future_batches), or draw them in yours"
             )
         teacher, student = self.networks(method)
-        parameters = list(student.parameters())
+        parameters = tensors(student)
         for index, future in enumerate(futures):
             if index:
                 self._put_back(student)
@@ -183,7 +187,7 @@ class FutureTeacher(EMATeacher):
         teacher, student = self.networks(method)
         if self.in_copy_epochs(trainer):
             teacher.update(student, 0.0)
-        for labeler in trainer.callbacks:
+        for labeler in trainer_callbacks(trainer):
             if isinstance(labeler, PseudoLabeler):
                 batch = labeler.label(method, batch)
         optimizer, scaler = trainer.optimizers[0], getattr(trainer.precision_plugin, "scaler", None)
@@ -196,7 +200,7 @@ class FutureTeacher(EMATeacher):
         if scaler:
             scaler.unscale_(optimizer)
         method.configure_gradient_clipping(
-            optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm  # type: ignore[arg-type]
+            optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm
         )
         rates = [group["lr"] for group in optimizer.param_groups]
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -215,7 +219,7 @@ class FutureTeacher(EMATeacher):
     @torch.no_grad()
     def _keep(self, student: nn.Module) -> None:
         """Copy the student's parameters into storage that is allocated once."""
-        parameters = list(student.parameters())
+        parameters = tensors(student)
         if len(self._kept) != len(parameters) or self._kept[0].device != parameters[0].device:
             self._kept = [torch.empty_like(parameter) for parameter in parameters]
         torch._foreach_copy_(self._kept, parameters)
@@ -223,16 +227,16 @@ class FutureTeacher(EMATeacher):
     @torch.no_grad()
     def _put_back(self, student: nn.Module) -> None:
         """Give the student its own parameters again, bit for bit and in place."""
-        torch._foreach_copy_(list(student.parameters()), self._kept)
+        torch._foreach_copy_(tensors(student), self._kept)
 
     @torch.no_grad()
-    def _add_to_soup(self, parameters: list[nn.Parameter], first: bool) -> None:
+    def _add_to_soup(self, parameters: list[Tensor], first: bool) -> None:
         if first:
             if not self._soup or self._soup[0].device != parameters[0].device:
                 self._soup = [torch.empty_like(parameter) for parameter in parameters]
-            torch._foreach_copy_(self._soup, list(parameters))
+            torch._foreach_copy_(self._soup, parameters)
         else:
-            torch._foreach_add_(self._soup, list(parameters))
+            torch._foreach_add_(self._soup, parameters)
 
 
 class _State:

@@ -66,7 +66,9 @@ class PseudoLabeler(Callback):
         unlabelled: str = "target",
         start_step: int = 0,
     ) -> None:
-        self.parts = nn.ModuleDict({"predict": predict or TeacherPrediction(), "weight": weight or ConfidenceShare()})
+        self.parts = nn.ModuleDict(
+            {"predict": predict or TeacherPrediction(), "weight": weight or ConfidenceShare()}
+        )
         if mix is not None:
             self.parts["mix"] = mix
         if augment is not None:
@@ -78,7 +80,9 @@ class PseudoLabeler(Callback):
         if stage == "fit":
             pl_module.add_module(TRAINING_PARTS, self.parts)
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Label the batch in place: this very dict is what ``training_step`` receives."""
         assert isinstance(pl_module, Method)
         batch.update(self.label(pl_module, batch))

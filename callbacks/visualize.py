@@ -39,7 +39,7 @@ class PredictionPanel(Callback):
     ) -> None:  # fmt: skip
         """Predict the first images again (a few of them, so cheap) and colour them."""
         wanted = self.num_images - len(self._rows)
-        palette = getattr(trainer.datamodule, "palette", None)
+        palette = getattr(getattr(trainer, "datamodule", None), "palette", None)
         if wanted <= 0 or palette is None or not trainer.is_global_zero:
             return
         image = batch["image"][:wanted]
@@ -68,7 +68,9 @@ def colorize(label: Tensor, palette: Any) -> np.ndarray:
     return table[label.cpu().numpy().astype(np.uint8)]
 
 
-def segmentation_row(image: Tensor, truth: Tensor, prediction: Tensor, confidence: Tensor, palette: Any) -> list[np.ndarray]:
+def segmentation_row(
+    image: Tensor, truth: Tensor, prediction: Tensor, confidence: Tensor, palette: Any
+) -> list[np.ndarray]:
     """Image, truth, prediction and confidence (black 0, white 1) as colour arrays."""
     pixels = (image.clamp(0, 1) * 255).byte().permute(1, 2, 0).cpu().numpy()
     grey = (confidence.float().clamp(0, 1) * 255).byte().cpu().numpy()

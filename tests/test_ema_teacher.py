@@ -182,7 +182,9 @@ def test_defaults_are_added_only_where_the_user_gave_none() -> None:
     method, mine = TwoTeachers(), EMATeacher("slow", decay=0.123)
     trainer = toy_trainer(max_steps=1, callbacks=[mine])
     trainer.fit(method, toy_loader(1))
-    moved = {callback.teacher: callback.decay for callback in trainer.callbacks if isinstance(callback, EMATeacher)}
+    moved = {
+        callback.teacher: callback.decay for callback in trainer.callbacks if isinstance(callback, EMATeacher)
+    }
     assert moved == {"teacher": 0.5, "slow": 0.123}
     assert mine in trainer.callbacks
     # a look-ahead of the same teacher replaces the plain EMA, one of another teacher does not
@@ -204,7 +206,9 @@ def test_a_teacher_nobody_moves_is_refused() -> None:
         def default_callbacks(self) -> list:
             return []
 
-    with pytest.raises(MisconfigurationException, match=r"declares the teacher 'teacher' but no callback moves it"):
+    with pytest.raises(
+        MisconfigurationException, match=r"declares the teacher 'teacher' but no callback moves it"
+    ):
         toy_trainer(max_steps=1).fit(Forgotten(), toy_loader(1))
 
 
@@ -243,7 +247,9 @@ def test_a_teacher_that_went_non_finite_is_an_error() -> None:
             with torch.no_grad():
                 pl_module.teacher.network[0].bias[0] = float("nan")
 
-    with pytest.raises(FloatingPointError, match=r"teacher 'teacher' holds nan or inf at step 2.*lower optim.lr"):
+    with pytest.raises(
+        FloatingPointError, match=r"teacher 'teacher' holds nan or inf at step 2.*lower optim.lr"
+    ):
         toy_trainer(max_steps=4, callbacks=[EMATeacher(check_every=2), Poison()]).fit(method, toy_loader(4))
 
 
@@ -274,9 +280,13 @@ def test_bad_options(options: dict, message: str) -> None:
 
 def test_unknown_parts_are_named() -> None:
     with pytest.raises(MisconfigurationException, match=r"teacher='tutor'.*has no such part"):
-        toy_trainer(max_steps=1, callbacks=[EMATeacher(), EMATeacher("tutor")]).fit(ToyMethod(), toy_loader(1))
+        toy_trainer(max_steps=1, callbacks=[EMATeacher(), EMATeacher("tutor")]).fit(
+            ToyMethod(), toy_loader(1)
+        )
     with pytest.raises(MisconfigurationException, match="that is a Sequential, not a Teacher"):
-        toy_trainer(max_steps=1, callbacks=[EMATeacher(), EMATeacher("student")]).fit(ToyMethod(), toy_loader(1))
+        toy_trainer(max_steps=1, callbacks=[EMATeacher(), EMATeacher("student")]).fit(
+            ToyMethod(), toy_loader(1)
+        )
 
 
 def test_hyper_parameters_are_plain_and_restore_the_method(tmp_path: Path) -> None:

@@ -86,7 +86,11 @@ class Reference:
                     if j:
                         self.put(kept)
                     self.run(future)
-                    total = self.theta() if total is None else [s + w for s, w in zip(total, self.theta(), strict=True)]
+                    total = (
+                        self.theta()
+                        if total is None
+                        else [s + w for s, w in zip(total, self.theta(), strict=True)]
+                    )
                 self.ema([s / width for s in total])
                 self.put(kept)
                 self.run(batch)
@@ -94,7 +98,9 @@ class Reference:
             self.note()
 
 
-def fit(callback: Callback, optim: Optim, loader: Any, steps: int = 4, **kwargs: Any) -> tuple[ToyMethod, Record, Any]:
+def fit(
+    callback: Callback, optim: Optim, loader: Any, steps: int = 4, **kwargs: Any
+) -> tuple[ToyMethod, Record, Any]:
     torch.manual_seed(0)
     method, record = ToyMethod(optim=optim, **kwargs.pop("method", {})), Record()
     trainer = toy_trainer(max_steps=steps, callbacks=[callback, record], **kwargs)
@@ -135,7 +141,9 @@ def test_deep(optim: Optim, depth: int, batch_norm: bool) -> None:
 def test_wide(optim: Optim, width: int) -> None:
     reference = Reference(optim, 0.9)
     reference.wide(list(toy_loader(4, future=width).dataset), width)
-    method, record, _ = fit(FutureTeacher(depth=0, width=width, decay=0.9), optim, toy_loader(4, future=width))
+    method, record, _ = fit(
+        FutureTeacher(depth=0, width=width, decay=0.9), optim, toy_loader(4, future=width)
+    )
     assert_follows(record, reference)
     assert method.teacher.steps == reference.c == 1 + 3 * (width + 1)
 

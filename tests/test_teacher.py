@@ -108,7 +108,8 @@ class Stochastic(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("mode", "norm", "drop"), [("eval", False, False), ("train_no_dropout", True, False), ("train", True, True)]
+    ("mode", "norm", "drop"),
+    [("eval", False, False), ("train_no_dropout", True, False), ("train", True, True)],
 )
 def test_modes_survive_the_owners_mode_changes(mode: str, norm: bool, drop: bool) -> None:
     owner = nn.Module()
@@ -178,7 +179,7 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="other shapes"):
         Teacher(nn.Linear(2, 2)).update(nn.Linear(3, 2), 0.5)
     student = mlp()
-    with pytest.raises(ValueError, match="shares '0.weight' with its student"):
+    with pytest.raises(ValueError, match=r"shares '0\.weight' with its student"):
         Teacher(student, init="independent").update(student, 0.5)
     with pytest.raises(ValueError, match="mode='training'"):
         Teacher(mlp(), mode="training")

@@ -80,7 +80,12 @@ def toy_loader(batches: int = 6, future: int = 0, offset: int = 0) -> DataLoader
 
 
 def toy_trainer(**kwargs: Any) -> L.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "accelerator": "cpu",
+    }
     return L.Trainer(**{**quiet, "enable_model_summary": False, **kwargs})
 
 

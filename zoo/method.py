@@ -49,7 +49,7 @@ class Method(L.LightningModule):
         self.save_hyperparameters()
         plain = {key: _plain(value) for key, value in self.hparams.items()}
         self._set_hparams(plain)
-        self._hparams_initial = self.hparams.copy()
+        self._hparams_initial = dict(self.hparams)
         self.optim = Optim(**optim) if isinstance(optim, dict) else optim or self.default_optim()
         self._first_broken: Tensor | None = None
         self._loss_names: list[str] = []
@@ -61,7 +61,9 @@ class Method(L.LightningModule):
 
         Pure: no logging, no optimiser, no global state, so that a look-ahead may call it any number of times.
         """
-        raise MisconfigurationException(f"{type(self).__name__} must implement losses(batch) -> dict of scalars")
+        raise MisconfigurationException(
+            f"{type(self).__name__} must implement losses(batch) -> dict of scalars"
+        )
 
     def default_optim(self) -> Optim:
         """The paper's optimiser and schedule, used where ``optim`` is not given."""
@@ -83,13 +85,14 @@ class Method(L.LightningModule):
         They are put into the trainer's list here, and nothing is returned: Lightning would drop user callbacks
         of a parent class (an ``EMATeacher`` of another teacher) in favour of what is returned.
         """
-        present = [_kind(callback) for callback in self.trainer.callbacks]
-        self.trainer.callbacks[:0] = [c for c in self.default_callbacks() if _kind(c) not in present]
+        callbacks = trainer_callbacks(self.trainer)
+        present = [_kind(callback) for callback in callbacks]
+        callbacks[:0] = [c for c in self.default_callbacks() if _kind(c) not in present]
         return []
 
     def setup(self, stage: str) -> None:
         """Put callbacks into the order of a training step and check that every teacher is moved by one."""
-        callbacks = self.trainer.callbacks
+        callbacks = trainer_callbacks(self.trainer)
         callbacks.sort(key=lambda callback: getattr(callback, "step_order", 100))
         if stage != "fit":
             return
@@ -151,7 +154,7 @@ class Method(L.LightningModule):
                 del state[key]
 
     def _watch(self, losses: dict[str, Tensor]) -> None:
-        """Remember on the device in which step each term first was not finite; read only when logs are written."""
+        """Remember on the device in which step each term first was not finite, without a host sync."""
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         broken = torch.where(torch.isfinite(values), torch.inf, float(self.global_step))
         if self._first_broken is None or list(losses) != self._loss_names:
@@ -166,10 +169,15 @@ class Method(L.LightningModule):
         steps = self._first_broken.tolist()
         terms = [name for name, step in zip(self._loss_names, steps, strict=True) if step == min(steps)]
         raise FloatingPointError(
-            f"loss {', '.join(map(repr, terms))} became nan or inf in step {min(steps):.0f} (checked every "
-            f"{self.trainer.log_every_n_steps} steps). Lower optim.lr, lengthen optim.warmup_steps, use 32-bit "
-            "precision, or look at the inputs of this term."
+            f"loss {', '.join(map(repr, terms))} became nan or inf in step {min(steps):.0f} (read when logs are "
+            "written). Lower optim.lr, lengthen optim.warmup_steps, use 32-bit precision, or look at the inputs "
+            "of this term."
         )
+
+
+def trainer_callbacks(trainer: L.Trainer) -> list[Callback]:
+    """The trainer's own list; Lightning sets it where type checkers do not see it."""
+    return trainer.callbacks  # type: ignore[attr-defined]
 
 
 def _kind(callback: Callback) -> tuple[str, Any]:
@@ -179,4 +187,8 @@ def _kind(callback: Callback) -> tuple[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    return (
+        dataclasses.asdict(value)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type)
+        else value
+    )

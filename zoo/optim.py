@@ -36,7 +36,7 @@ class Optim:
             substring wins, ties go to the alphabetically first (the mmcv convention of the UDA literature).
         schedule: ``poly`` is ``(1 - i/T)^power``; ``cosine`` is ``(1 + cos(pi i/T)) / 2``.
         power: exponent of ``poly``.
-        warmup_steps: for the first steps the factor is multiplied by ``1 - (1 - i/warmup)(1 - warmup_ratio)``.
+        warmup_steps: so many first steps are scaled by ``1 - (1 - i/warmup_steps)(1 - warmup_ratio)``.
         warmup_ratio: where the linear warm-up starts, as a share of the base rate.
         total_steps: T of the schedule; ``None`` takes the trainer's number of optimiser steps.
 
@@ -77,7 +77,7 @@ def parameter_groups(modules: Iterable[nn.Module], optim: Optim) -> list[dict[st
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            rule = optim.rules[key] if (key := next((k for k in keys if k in name), None)) else ParameterRule()
+            rule = next((optim.rules[key] for key in keys if key in name), ParameterRule())
             setting = (optim.lr * rule.lr, optim.weight_decay * rule.weight_decay)
             groups.setdefault(setting, []).append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
@@ -93,7 +93,7 @@ def build_optimizer(modules: Iterable[nn.Module], optim: Optim) -> torch.optim.O
     classes = {
         name.lower(): cls
         for name, cls in vars(torch.optim).items()
-        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer
+        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
     }
     if optim.name.lower() not in classes:
         raise UnknownNameError("optim.name", optim.name, classes, "help(torch.optim)")

@@ -166,15 +166,14 @@ class Teacher(nn.Module):
             _move(*pairs, 0.0)
 
     def parameters_finite(self) -> Tensor:
-        """One boolean on the device: whether every floating-point parameter is finite."""
-        floats = [p for p in self.network.parameters() if p.is_floating_point()]
-        norms = torch.stack([norm.float() for norm in torch._foreach_norm(floats, float("inf"))])
-        return torch.isfinite(norms).all()
+        """One boolean on the device: whether every parameter is finite."""
+        largest = torch._foreach_norm(tensors(self.network), float("inf"))
+        return torch.isfinite(torch.stack([norm.float() for norm in largest])).all()
 
     def checksum(self) -> Tensor:
         """A number on the device that changes when the parameters do (float64 sum of their 1-norms)."""
-        floats = [p for p in self.network.parameters() if p.is_floating_point()]
-        return torch.stack([norm.double() for norm in torch._foreach_norm(floats, 1)]).sum()
+        sums = torch._foreach_norm(tensors(self.network), 1)
+        return torch.stack([norm.double() for norm in sums]).sum()
 
     def _parameter_pairs(self, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         """Own and student parameters in one order; cached while the student's tensors stay in place."""
@@ -189,17 +188,21 @@ class Teacher(nn.Module):
         return self._pairs
 
     def _buffer_pairs(self, student: nn.Module) -> tuple[tuple[list[Tensor], list[Tensor]], ...]:
-        """Floating-point pairs and integer pairs; looked up each time, since moving a module replaces buffers."""
+        """Floating-point and integer pairs; looked up each time, since moving a module replaces buffers."""
         own, other = dict(self.network.named_buffers()), dict(_unwrap(student).named_buffers())
         _check_match(own, other)
-        names = {True: [], False: []}  # type: dict[bool, list[str]]
-        for name, buffer in own.items():
-            names[buffer.is_floating_point()].append(name)
-        return tuple(([own[n] for n in names[kind]], [other[n] for n in names[kind]]) for kind in (True, False))
+        floats = [name for name, buffer in own.items() if buffer.is_floating_point()]
+        integers = [name for name, buffer in own.items() if not buffer.is_floating_point()]
+        return tuple(([own[n] for n in names], [other[n] for n in names]) for names in (floats, integers))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the cached pairing out of copies and pickles: it would drag the student along."""
         return {**self.__dict__, "_pairs": None}
+
+
+def tensors(module: nn.Module) -> list[Tensor]:
+    """The parameters of ``module`` as the list of plain tensors that foreach operations take."""
+    return list(module.parameters())
 
 
 def _unwrap(module: nn.Module) -> nn.Module:

@@ -55,7 +55,9 @@ def summary(results: list[Result], seeds: list[int]) -> str:
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         each = " ".join(f"{value:.1f}" for value in values)
         cpu = statistics.mean(row.cpu_seconds for row in rows)
-        lines.append(f"| {name} | {rows[0].steps} | {statistics.mean(values):.1f} ± {spread:.1f} | {each} | {cpu:.0f} |")
+        lines.append(
+            f"| {name} | {rows[0].steps} | {statistics.mean(values):.1f} ± {spread:.1f} | {each} | {cpu:.0f} |"
+        )
     return "\n".join(lines)
 
 
@@ -75,7 +77,7 @@ def main() -> None:
     for seed in arguments.seeds:
         gain = by["self-training", seed] - by["source + jitter", seed]
         ahead = by["FST-D K=1", seed] - by["self-training", seed]
-        print(f"seed {seed}: self-training over source + jitter {gain:+.1f}, FST-D K=1 over self-training {ahead:+.1f}")
+        print(f"seed {seed}: self-training - jitter {gain:+.1f}, FST-D K=1 - self-training {ahead:+.1f}")
     losers = [s for s in arguments.seeds if by["self-training", s] <= by["source + jitter", s]]
     if losers:
         raise SystemExit(f"self-training did not beat source + jitter on seeds {losers}")

@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning as L
 import pytest
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -173,7 +172,9 @@ def test_uda_iterations(name: str) -> None:
             batch["future"] = [batch_uda(p, k) for k in ks]
         batches.append(batch)
     labeler = PseudoLabeler(weight=ConfidenceShare(p["thr"], p["top"], p["bottom"]), mix=LowestClasses())
-    trainer(max_steps=p["steps"], callbacks=[labeler, probe]).fit(method, DataLoader(batches, batch_size=None))
+    trainer(max_steps=p["steps"], callbacks=[labeler, probe]).fit(
+        method, DataLoader(batches, batch_size=None)
+    )
 
     seen = iter(losses)
     for expected, got in zip(case["expected"]["steps"], probe.after, strict=True):
@@ -183,7 +184,9 @@ def test_uda_iterations(name: str) -> None:
             assert ours["mixed"] == pytest.approx(forward["mix.decode.loss_seg"], rel=5e-5)
             assert ours["weight"] == pytest.approx(forward["mix_weight_mean"], rel=5e-5)
             if "src.loss_imnet_feat_dist" in forward:
-                assert ours["feature_distance"] == pytest.approx(forward["src.loss_imnet_feat_dist"], rel=5e-5)
+                assert ours["feature_distance"] == pytest.approx(
+                    forward["src.loss_imnet_feat_dist"], rel=5e-5
+                )
         assert got["steps"] == expected["update_counter_after"]
         for network in ("student", "teacher"):
             for key, value in {**expected[network], **expected.get(f"{network}_bn_buffers", {})}.items():
@@ -210,8 +213,9 @@ def test_semi_supervised_epochs(name: str) -> None:
     method.student = TinySegmentor(p, p["k0"])
     method.teacher = Teacher(TinySegmentor(p, 41), init="independent", mode="eval")
     if p["aug"] == "cutmix":
-        coins = sum((epoch["aug_draws_per_forward (cutmix applied when < 0.5)"] for epoch in epochs), [])
-        boxes = sum((epoch["cutmix_boxes_y0_y1_x0_x1_in_order"] for epoch in epochs), [])
+        draws = "aug_draws_per_forward (cutmix applied when < 0.5)"
+        coins = [coin for epoch in epochs for coin in epoch[draws]]
+        boxes = [box for epoch in epochs for box in epoch["cutmix_boxes_y0_y1_x0_x1_in_order"]]
         mix: nn.Module = ListedCutMix(coins, boxes)
     else:
         mix = NoMix()
@@ -223,7 +227,10 @@ def test_semi_supervised_epochs(name: str) -> None:
     def batch(epoch: int, iteration: int) -> dict[str, Any]:
         k, shape = p["k_data"] + 1000 * epoch + 10 * iteration, (p["N"], 3, p["H"], p["W"])
         label = lab((p["N"], p["H"], p["W"]), k, p["C"], p["ignore"])
-        return {"labelled": {"image": det(shape, k), "label": label}, "unlabelled": {"image": det(shape, k + 5)}}
+        return {
+            "labelled": {"image": det(shape, k), "label": label},
+            "unlabelled": {"image": det(shape, k + 5)},
+        }
 
     def loader() -> DataLoader:
         epoch = method.trainer.current_epoch
@@ -240,7 +247,9 @@ def test_semi_supervised_epochs(name: str) -> None:
     for epoch, expected in enumerate(epochs):
         got = probe.after[(epoch + 1) * p["iters"] - 1]
         pairs = zip(
-            expected["sup_loss_per_forward_in_order"], expected["unsup_loss_per_forward_in_order"], strict=True
+            expected["sup_loss_per_forward_in_order"],
+            expected["unsup_loss_per_forward_in_order"],
+            strict=True,
         )
         for supervised, unsupervised in pairs:
             ours = next(seen)

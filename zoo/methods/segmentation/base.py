@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.method import Batch, Method
 from zoo.metrics import SegmentationIoU
-from zoo.nn import build_segmentor, pixel_cross_entropy
+from zoo.nn import Segmentor, build_segmentor, pixel_cross_entropy
 from zoo.optim import Optim
 
 
@@ -33,6 +33,7 @@ class SegmentationMethod(Method):
     """
 
     monitor = "val/mIoU"
+    student: Segmentor
 
     def __init__(
         self,
@@ -68,21 +69,23 @@ class SegmentationMethod(Method):
         return self.student
 
     def cross_entropy(self, logits: Tensor, part: Batch) -> Tensor:
-        """Cross-entropy of ``part["label"]``, weighted by ``part["weight"]`` if it has one, over *all* pixels."""
-        return pixel_cross_entropy(logits, part["label"], part.get("weight"), self.ignore_index, average="all")
+        """Cross-entropy of ``part["label"]``, weighted by its ``weight`` if it has one, over *all* pixels."""
+        return pixel_cross_entropy(
+            logits, part["label"], part.get("weight"), self.ignore_index, average="all"
+        )
 
     # -- evaluation -------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Take class names and the classes that count from the benchmark."""
         super().setup(stage)
-        benchmark = self.trainer.datamodule
+        benchmark: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(benchmark, "eval_classes"):
             return
         if benchmark.num_classes != self.num_classes:
             raise MisconfigurationException(
-                f"num_classes={self.num_classes}, but {type(benchmark).__name__} has {benchmark.num_classes} classes: "
-                f"set model.num_classes to {benchmark.num_classes}"
+                f"num_classes={self.num_classes}, but {type(benchmark).__name__} has {benchmark.num_classes} "
+                f"classes: set model.num_classes to {benchmark.num_classes}"
             )
         self.class_names = list(benchmark.classes)
         self.iou.classes = list(benchmark.eval_classes)
@@ -132,7 +135,7 @@ class SegmentationMethod(Method):
         if isinstance(image, np.ndarray):
             image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
         if image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(f"image has shape {tuple(image.shape)}: expected one RGB image, [3, H, W] as a tensor")
+            raise ValueError(f"image has shape {tuple(image.shape)}: expected one RGB image, [3, H, W]")
         pixels = image.to(self.device).float() / 255 if image.dtype == torch.uint8 else image.to(self.device)
         network, training = self.evaluated(), self.training
         network.eval()

@@ -56,6 +56,9 @@ class SelfTraining(SegmentationMethod):
         **kwargs: see :class:`SegmentationMethod`.
     """
 
+    teacher: Teacher
+    imagenet: Frozen
+
     def __init__(
         self,
         decay: float = 0.999,
@@ -92,7 +95,9 @@ class SelfTraining(SegmentationMethod):
 
     def pseudo_labeler(self) -> PseudoLabeler:
         """Predict (teacher) → weight (confidence share) → ClassMix → strong augmentation."""
-        augment = {"dacs": DACSAugment, "photometric": PhotometricJitter, "none": nn.Identity}[self.strong_augment]
+        augment = {"dacs": DACSAugment, "photometric": PhotometricJitter, "none": nn.Identity}[
+            self.strong_augment
+        ]
         return PseudoLabeler(
             weight=ConfidenceShare(self.threshold, *self.ignored_rows),
             mix=ClassMix(self.classes_from, self.ignore_index),

@@ -44,6 +44,8 @@ class SemiMeanTeacher(SegmentationMethod):
         **kwargs: see :class:`SegmentationMethod`.
     """
 
+    teacher: Teacher
+
     def __init__(
         self,
         decay: float = 0.99,
@@ -76,7 +78,8 @@ class SemiMeanTeacher(SegmentationMethod):
 
     def default_callbacks(self) -> list[Callback]:
         """The teacher moves after each step; every teacher pixel counts until the entropy filter."""
-        return [EMATeacher(timing="after_step", decay=self.decay, copy_epochs=self.copy_epochs), self.pseudo_labeler()]
+        teacher = EMATeacher(timing="after_step", decay=self.decay, copy_epochs=self.copy_epochs)
+        return [teacher, self.pseudo_labeler()]
 
     def pseudo_labeler(self) -> PseudoLabeler:
         """Predict (teacher, evaluation mode) → CutMix."""
@@ -108,5 +111,6 @@ class SemiMeanTeacher(SegmentationMethod):
 
     def _supervised(self, logits: Tensor, label: Tensor) -> Tensor:
         if self.supervised == "ohem":
-            return ohem_cross_entropy(logits, label, self.ohem_threshold, self.ohem_min_kept, self.ignore_index)
+            keep = self.ohem_threshold, self.ohem_min_kept
+            return ohem_cross_entropy(logits, label, *keep, ignore_index=self.ignore_index)
         return pixel_cross_entropy(logits, label, ignore_index=self.ignore_index, average="valid")
