@@ -1,0 +1,200 @@
+"""The base of every benchmark: facts, checked roots, loaders, and augmentation batched on the device."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.batches import Domain, collate, split_future, to_float
+from datamodules.labels import IGNORE_INDEX, RGB
+from datamodules.layout import Layout, LayoutError, LayoutReport, Pair, inspect_root, require
+from datamodules.readers import SegmentationDataset, drop_broken
+from datamodules.sampling import JointDataset, StridedSampler
+
+
+class BenchmarkDataModule(L.LightningDataModule, ABC):
+    """A benchmark: which data, which classes count, and how batches are made.
+
+    Subclasses declare the facts below, say with :meth:`needs` which splits a stage reads, and fill
+    :attr:`datasets` in ``setup``: ``train`` (a :class:`~datamodules.sampling.JointDataset`), ``val`` and
+    ``test``. Training batches are nested per domain; evaluation batches are flat and carry ``name``
+    (``docs/architecture.md``).
+
+    Args:
+        batch_size: training images of every domain a step, on every device.
+        eval_batch_size: images a batch in validation, test and prediction; 1 where their sizes differ.
+        num_workers: loader processes; 0 loads in the training process.
+        seed: of everything the loaders draw; None takes that of ``seed_everything``, or 0 without one.
+        skip_broken: leave out pairs that are damaged or of unequal size (:attr:`skipped`) instead of
+            stopping. Every file is read once at the start to find them.
+        allow_partial: accept another number of images than was published.
+
+    Raises:
+        ValueError: a size or number is out of range.
+    """
+
+    name: str
+    classes: ClassVar[tuple[str, ...]]
+    palette: ClassVar[tuple[RGB, ...]]
+    num_classes: ClassVar[int]
+    ignore_index: ClassVar[int] = IGNORE_INDEX
+    #: trainIds that count in the mean.
+    eval_classes: ClassVar[tuple[int, ...]]
+    #: Constructor argument that names a root → the tree expected there.
+    layout: ClassVar[Mapping[str, Layout]]
+    val_split: ClassVar[str] = "val"
+    #: Cityscapes publishes no test labels, so results are customarily reported on its validation images.
+    test_split: ClassVar[str] = "val"
+
+    def __init__(
+        self,
+        batch_size: int,
+        eval_batch_size: int = 1,
+        num_workers: int = 0,
+        seed: int | None = None,
+        skip_broken: bool = False,
+        allow_partial: bool = False,
+    ) -> None:
+        super().__init__()
+        for argument, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{argument} must be at least {least}, got {value}.")
+        # Only what the class itself takes, not what it derives for its bases. Modules are no hyper-parameters,
+        # and the logger gets the method's: equal names in both would abort the run.
+        arguments = [name for name in inspect.signature(type(self)).parameters if name != "source_augment"]
+        self.save_hyperparameters(*arguments, logger=False)
+        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.seed, self.skip_broken, self.allow_partial = seed, skip_broken, allow_partial
+        #: Further batches of every step (``batch["future"]``); FutureTeacher sets it before loaders are made.
+        self.future_batches = 0
+        self.datasets: dict[str, JointDataset | SegmentationDataset] = {}
+        #: "argument/split" → why pairs were left out (``skip_broken``).
+        self.skipped: dict[str, list[str]] = {}
+
+    # What is on disk.
+
+    @abstractmethod
+    def needs(self, stage: str | None = None) -> dict[str, dict[str, bool]]:
+        """Which splits a stage (None: all stages) reads: root argument → split → whether labels are read."""
+
+    def inspect(self, stage: str | None = None) -> dict[str, LayoutReport]:
+        """Compare the roots with their layouts, for ``setup`` and for ``zoo doctor``; raises nothing."""
+        return {
+            argument: inspect_root(
+                self.layout[argument], getattr(self, argument), splits, argument, self.allow_partial
+            )
+            for argument, splits in self.needs(stage).items()
+        }
+
+    def checked(self, stage: str | None = None) -> dict[str, LayoutReport]:
+        """:meth:`inspect`, with one :class:`~datamodules.layout.LayoutError` for everything that is wrong."""
+        reports = self.inspect(stage)
+        require(reports.values())
+        return reports
+
+    def usable_pairs(self, report: LayoutReport, split: str) -> Sequence[Pair]:
+        """The pairs of a split, without the broken ones if ``skip_broken``."""
+        pairs = report.splits[split].pairs
+        if not self.skip_broken:
+            return pairs
+        usable, reasons = drop_broken(pairs)
+        self.skipped[f"{report.argument}/{split}"] = reasons
+        if not usable:
+            raise LayoutError(f"skip_broken: no {split} pair of {report.root} is usable, e.g. {reasons[0]}.")
+        if reasons:
+            shown = "; ".join(reasons[:3])
+            rank_zero_warn(
+                f"skip_broken left out {len(reasons)} of {len(pairs)} {split} pairs of {report.root}: {shown}"
+            )
+        return usable
+
+    @classmethod
+    def eval_splits(cls, stage: str | None) -> dict[str, str]:
+        """The evaluation datasets of a stage → the split each reads."""
+        splits = {}
+        if stage in (None, "fit", "validate"):
+            splits["val"] = cls.val_split
+        if stage in (None, "test", "predict"):
+            splits["test"] = cls.test_split
+        return splits
+
+    # Loaders.
+
+    @property
+    def draw_seed(self) -> int:
+        """The seed in use, see ``seed``."""
+        return self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of ``(1 + future_batches) * batch_size`` draws; an epoch passes over the largest domain."""
+        dataset = self._dataset("train", "fit")
+        if not isinstance(dataset, JointDataset):
+            raise TypeError(f"{type(self).__name__}: datasets['train'] must be a JointDataset.")
+        rank, ranks = self._rank_and_ranks()
+        # A step's future batches come on top: look-ahead does not change the number of steps of an epoch.
+        steps = max(1, len(dataset) // (self.batch_size * ranks))
+        size = self.batch_size * (1 + self.future_batches)
+        return self._loader(dataset, size, StridedSampler(steps * size * ranks, rank, ranks, endless=True))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Whole images with labels, each exactly once over all ranks."""
+        return self._eval_loader("val", "validate")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Whole images with labels, each exactly once over all ranks."""
+        return self._eval_loader("test", "test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The test images."""
+        return self._eval_loader("test", "predict")
+
+    def _eval_loader(self, name: str, stage: str) -> DataLoader[Any]:
+        dataset = self._dataset(name, stage)
+        return self._loader(
+            dataset, self.eval_batch_size, StridedSampler(len(dataset), *self._rank_and_ranks())
+        )
+
+    def _dataset(self, name: str, stage: str) -> JointDataset | SegmentationDataset:
+        if name not in self.datasets:
+            raise RuntimeError(
+                f"{type(self).__name__} has no {name!r} dataset yet: call setup({stage!r}) first."
+            )
+        return self.datasets[name]
+
+    def _rank_and_ranks(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _loader(self, dataset: Dataset[Any], batch_size: int, sampler: StridedSampler) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+    # Batched work on the device.
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """uint8 → float images in [0, 1] and int64 labels; training batches are also augmented and split."""
+        if "image" in batch:
+            return to_float(batch)
+        return split_future(self.augment(batch), self.batch_size)
+
+    def augment(self, batch: dict[str, Domain]) -> dict[str, Domain]:
+        """Augment a training batch: uint8 tensors nested per domain in, float images and int64 labels out."""
+        return {domain: to_float(tensors) for domain, tensors in batch.items()}

@@ -1,0 +1,167 @@
+"""Which images a training step sees.
+
+Training draws are numbered, and draw ``k`` is a pure function of ``(seed, k)``: which image of every domain,
+and which window of it. So the stream does not depend on the number of workers, domains are sampled
+independently of each other, rank ``r`` of ``R`` simply takes the draws ``r, r + R, ...``, and a run can be
+continued at any draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from datamodules.readers import SegmentationDataset
+
+
+@dataclass(frozen=True)
+class Pick:
+    """An image's position in its dataset and, for rare-class sampling, the class it was picked for."""
+
+    index: int
+    rare_class: int | None = None
+
+
+class Picker(Protocol):
+    """Chooses the image of a draw; ``rng`` belongs to that draw alone."""
+
+    def __call__(self, draw: int, rng: np.random.Generator) -> Pick:
+        """Return the image of this draw."""
+        ...
+
+
+class ShuffledPicker:
+    """Every image once a pass, in a new order each pass; passes follow one another without end."""
+
+    def __init__(self, size: int, seed: Sequence[int]) -> None:
+        self._size, self._seed = size, tuple(seed)
+        self._pass, self._order = -1, np.empty(0, np.int64)
+
+    def __call__(self, draw: int, rng: np.random.Generator) -> Pick:
+        """Return the ``draw``-th image; ``rng`` is not used."""
+        number, position = divmod(draw, self._size)
+        if number != self._pass:
+            self._pass = number
+            self._order = np.random.default_rng([*self._seed, number]).permutation(self._size)
+        return Pick(int(self._order[position]))
+
+
+def rare_class_probabilities(pixels: np.ndarray, temperature: float) -> np.ndarray:
+    """Probability of drawing each class, ``softmax((1 - f) / temperature)`` over the classes that occur.
+
+    ``f`` is a class's share of all labelled pixels (rare-class sampling of DAFormer, CVPR 2022).
+
+    Args:
+        pixels: ``[C]`` number of pixels of each class; a class without any gets probability 0.
+        temperature: small values concentrate on the rarest classes.
+
+    Returns:
+        ``[C]`` float64, summing to 1.
+    """
+    scores = np.where(pixels > 0, (1 - pixels / pixels.sum()) / temperature, -np.inf)
+    weights = np.exp(scores - scores.max())
+    return weights / weights.sum()
+
+
+class RareClassPicker:
+    """Draws a class, rare ones more often, then one of the images that show enough of it.
+
+    Args:
+        counts: ``[N, C]`` pixels of each class in each image, at the labels' stored size.
+        temperature: see :func:`rare_class_probabilities`.
+        min_pixels: an image is a candidate for a class if it has more pixels of it than this.
+        classes: ``C`` names, for messages.
+
+    Raises:
+        ValueError: the temperature is not positive, or some class occurs but has no candidate.
+    """
+
+    def __init__(
+        self, counts: np.ndarray, temperature: float, min_pixels: int, classes: Sequence[str]
+    ) -> None:
+        if temperature <= 0:
+            raise ValueError(f"rare_class_temperature must be positive, got {temperature}.")
+        self.probabilities = rare_class_probabilities(counts.sum(0), temperature)
+        self._images = [np.flatnonzero(column > min_pixels) for column in counts.T]
+        for number, (images, name) in enumerate(zip(self._images, classes, strict=True)):
+            if self.probabilities[number] > 0 and len(images) == 0:
+                raise ValueError(
+                    f"rare_class_min_pixels={min_pixels}: no image has more pixels of {name!r}, the most is "
+                    f"{counts[:, number].max()}. Lower it, or set rare_class_temperature: null."
+                )
+        self._cumulative = self.probabilities.cumsum()
+
+    def __call__(self, draw: int, rng: np.random.Generator) -> Pick:
+        """Draw with replacement from ``rng``; the draw's number is not used."""
+        # Scaling by the last sum keeps rounding from ever selecting a class past the end.
+        score = rng.random() * self._cumulative[-1]
+        chosen = int(np.searchsorted(self._cumulative, score, side="right"))
+        images = self._images[chosen]
+        return Pick(int(images[rng.integers(len(images))]), chosen)
+
+
+class JointDataset(Dataset[dict[str, dict[str, Any]]]):
+    """One image of every domain a draw: ``dataset[k]`` is draw ``k``, for any ``k`` however large.
+
+    ``len`` is the size of the largest domain: after that many draws each of its images was seen once.
+
+    Args:
+        domains: name → images.
+        seed: of every draw.
+        pickers: how a domain's images are chosen, where not by :class:`ShuffledPicker`.
+    """
+
+    def __init__(
+        self,
+        domains: Mapping[str, SegmentationDataset],
+        seed: int,
+        pickers: Mapping[str, Picker] | None = None,
+    ) -> None:
+        self.domains, self._seed = dict(domains), seed
+        shuffled = {
+            name: ShuffledPicker(len(dataset), (seed, number, 1))
+            for number, (name, dataset) in enumerate(self.domains.items())
+        }
+        self._pickers: dict[str, Picker] = {**shuffled, **(pickers or {})}
+
+    def __len__(self) -> int:
+        return max(len(dataset) for dataset in self.domains.values())
+
+    def __getitem__(self, draw: int) -> dict[str, dict[str, Any]]:
+        sample = {}
+        for number, (name, dataset) in enumerate(self.domains.items()):
+            # A stream of its own for every domain: what is drawn of one never shifts another.
+            rng = np.random.default_rng([self._seed, number, 0, draw])
+            pick = self._pickers[name](draw, rng)
+            sample[name] = dataset.draw(pick.index, rng, pick.rare_class)
+        return sample
+
+
+class StridedSampler(DistributedSampler[int]):
+    """This rank's share of ``size`` positions, in order: ``rank, rank + ranks, ...``.
+
+    Being a ``DistributedSampler`` it is left alone by Lightning, which would otherwise wrap it once more and,
+    at evaluation, show some images twice so that all ranks have equally many.
+
+    Args:
+        size: positions of one epoch, over all ranks.
+        rank: this process.
+        ranks: number of processes.
+        endless: continue with new positions in the next epoch, instead of the same ones.
+    """
+
+    def __init__(self, size: int, rank: int = 0, ranks: int = 1, endless: bool = False) -> None:
+        super().__init__(range(size), num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        self._size, self._endless = size, endless
+
+    def __iter__(self) -> Iterator[int]:
+        start = self.epoch * self._size if self._endless else 0
+        return iter(range(start + self.rank, start + self._size, self.num_replicas))
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self._size, self.num_replicas))

@@ -1,0 +1,211 @@
+"""Semantic segmentation of street scenes: what its benchmarks share, and unsupervised domain adaptation."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import nn
+
+from datamodules.base import BenchmarkDataModule
+from datamodules.batches import Domain, random_flip
+from datamodules.class_counts import count_classes
+from datamodules.labels import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
+from datamodules.layout import LayoutReport, Pair
+from datamodules.readers import Cache, RandomCrop, SegmentationDataset, Size
+from datamodules.sampling import JointDataset, RareClassPicker
+
+
+class SegmentationDataModule(BenchmarkDataModule):
+    """What the tasks share: Cityscapes' classes, evaluation on whole images, and the flip.
+
+    Images are resized as in training; labels keep their stored size, at which predictions are to be
+    evaluated. Subclasses spell out all arguments; ``loading`` are those of
+    :class:`~datamodules.base.BenchmarkDataModule`.
+    """
+
+    classes = CITYSCAPES_CLASSES
+    palette = CITYSCAPES_PALETTE
+    num_classes = len(CITYSCAPES_CLASSES)
+    eval_classes = tuple(range(len(CITYSCAPES_CLASSES)))
+    #: The argument whose root holds the images of evaluation.
+    eval_root: ClassVar[str]
+
+    def __init__(
+        self, resize: Size | None, crop: Size | None, flip: float, cache: Cache, **loading: Any
+    ) -> None:
+        super().__init__(**loading)
+        if not 0 <= flip <= 1:
+            raise ValueError(f"flip must be a probability in [0, 1], got {flip}.")
+        self.resize, self.flip, self.cache = resize, flip, cache
+        self.crop = None if crop is None else RandomCrop(crop)
+
+    @abstractmethod
+    def train_dataset(self, reports: Mapping[str, LayoutReport]) -> JointDataset:
+        """The draws of training, from the checked roots."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Check the roots this stage needs and open their datasets; raises LayoutError at once."""
+        reports = self.checked(stage)
+        for name, split in self.eval_splits(stage).items():
+            report = reports[self.eval_root]
+            self.datasets[name] = SegmentationDataset(
+                self.usable_pairs(report, split),
+                report.splits[split].encoding,
+                self.resize,
+                resize_label=False,
+                cache=self.cache,
+            )
+        if stage in (None, "fit"):
+            self.datasets["train"] = self.train_dataset(reports)
+
+    def augment(self, batch: dict[str, Domain]) -> dict[str, Domain]:
+        """Mirror images at random, then convert them."""
+        # Flipping bytes moves a quarter of the memory that flipping floats would.
+        return super().augment({domain: random_flip(tensors, self.flip) for domain, tensors in batch.items()})
+
+
+class UDASegmentation(SegmentationDataModule):
+    """Unsupervised domain adaptation: labelled source images, unlabelled target images.
+
+    Training batches are ``{"source": {image, label, index}, "target": {image, index}}``; target labels are
+    not even opened. The defaults are those of GTA5 → Cityscapes (DAFormer, CVPR 2022, and FST, NeurIPS 2022).
+
+    Args:
+        source_root: folder of the source tree.
+        target_root: folder of the target tree.
+        batch_size: source images, and target images, a step on every device.
+        eval_batch_size: images a batch in validation, test and prediction; 1 where their sizes differ.
+        num_workers: loader processes; 0 loads in the training process.
+        seed: of everything the loaders draw; None takes that of ``seed_everything``.
+        source_resize: bounds of the long and short side of source images; the aspect ratio is kept.
+        target_resize: the same for target images, in training and evaluation.
+        crop: height and width of training windows; None takes whole images.
+        flip: probability of mirroring a training image.
+        source_augment: photometric augmentation of labelled images on the device: a module that maps float
+            images ``[B,3,H,W]`` in [0, 1] to the same. True takes ``zoo.nn.augment.PhotometricJitter()``.
+        oracle: labelled images are those of the target: the upper bound of adaptation.
+        rare_class_temperature: draw labelled images by the rarity of their classes, see
+            :func:`~datamodules.sampling.rare_class_probabilities` (published: 0.01); None draws them
+            uniformly.
+        rare_class_min_pixels: an image is a candidate for a class if it has more pixels of it than this.
+        rare_class_min_crop_pixels: its window is drawn again, up to ten times, until it holds more than this
+            many.
+        cache: ``ram`` keeps decoded images in memory, for small sets.
+        skip_broken: leave out damaged pairs and count them, instead of stopping.
+        allow_partial: accept another number of images than was published.
+    """
+
+    eval_root = "target_root"
+
+    def __init__(
+        self,
+        source_root: str | None = None,
+        target_root: str | None = None,
+        batch_size: int = 2,
+        eval_batch_size: int = 1,
+        num_workers: int = 4,
+        seed: int | None = None,
+        source_resize: Size | None = (1280, 720),
+        target_resize: Size | None = (1024, 512),
+        crop: Size | None = (512, 512),
+        flip: float = 0.5,
+        source_augment: nn.Module | bool = False,
+        oracle: bool = False,
+        rare_class_temperature: float | None = None,
+        rare_class_min_pixels: int = 3000,
+        rare_class_min_crop_pixels: int = 1500,
+        cache: Cache = "none",
+        skip_broken: bool = False,
+        allow_partial: bool = False,
+    ) -> None:
+        super().__init__(
+            target_resize,
+            crop,
+            flip,
+            cache,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            skip_broken=skip_broken,
+            allow_partial=allow_partial,
+        )
+        self.source_root, self.target_root = source_root, target_root
+        self.source_resize, self.oracle = source_resize, oracle
+        self.source_augment = _resolve_augment(source_augment)
+        self.rare_class_temperature, self.rare_class_min_pixels = (
+            rare_class_temperature,
+            rare_class_min_pixels,
+        )
+        self.labelled_crop = (
+            None if crop is None else RandomCrop(crop, min_rare_pixels=rare_class_min_crop_pixels)
+        )
+
+    def needs(self, stage: str | None = None) -> dict[str, dict[str, bool]]:
+        """Training images of both domains (source ones labelled), evaluation images of the target."""
+        target = dict.fromkeys(self.eval_splits(stage).values(), True)
+        if stage not in (None, "fit"):
+            return {"target_root": target}
+        if self.oracle:
+            return {"target_root": {"train": True, **target}}
+        return {"source_root": {"train": True}, "target_root": {"train": False, **target}}
+
+    def prepare_data(self) -> None:
+        """Count the classes of labelled images once, if rare ones are to be preferred."""
+        if self.rare_class_temperature is not None:
+            report = self.checked("fit")[self._labelled_root]
+            self._rare_class_picker(report, self.usable_pairs(report, "train"))
+
+    def train_dataset(self, reports: Mapping[str, LayoutReport]) -> JointDataset:
+        """Independent draws of both domains."""
+        report = reports[self._labelled_root]
+        pairs = self.usable_pairs(report, "train")
+        labelled = SegmentationDataset(
+            pairs,
+            report.splits["train"].encoding,
+            self.resize if self.oracle else self.source_resize,
+            crop=self.labelled_crop,
+            cache=self.cache,
+        )
+        unlabelled = SegmentationDataset(
+            self.usable_pairs(reports["target_root"], "train"),
+            None,
+            self.resize,
+            crop=self.crop,
+            cache=self.cache,
+        )
+        pickers = {}
+        if self.rare_class_temperature is not None:
+            pickers["source"] = self._rare_class_picker(report, pairs)
+        return JointDataset({"source": labelled, "target": unlabelled}, self.draw_seed, pickers)
+
+    def augment(self, batch: dict[str, Domain]) -> dict[str, Domain]:
+        """Mirror both domains at random; then ``source_augment``."""
+        batch = super().augment(batch)
+        if self.source_augment is not None:
+            image = batch["source"]["image"]
+            batch["source"]["image"] = self.source_augment.to(image.device)(image)
+        return batch
+
+    @property
+    def _labelled_root(self) -> str:
+        return "target_root" if self.oracle else "source_root"
+
+    def _rare_class_picker(self, report: LayoutReport, pairs: Sequence[Pair]) -> RareClassPicker:
+        encoding = report.splits["train"].encoding
+        if self.rare_class_temperature is None or encoding is None or report.root is None:
+            raise ValueError("Rare-class sampling needs rare_class_temperature and labelled images.")
+        counts = count_classes(pairs, encoding, report.root)
+        return RareClassPicker(counts, self.rare_class_temperature, self.rare_class_min_pixels, self.classes)
+
+
+def _resolve_augment(augment: nn.Module | bool) -> nn.Module | None:
+    if isinstance(augment, nn.Module):
+        return augment
+    if not augment:
+        return None
+    from zoo.nn.augment import PhotometricJitter  # importing datamodules must not import the zoo's networks
+
+    return PhotometricJitter()
