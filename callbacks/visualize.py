@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from torch import Tensor
@@ -20,7 +21,8 @@ class PredictionPanel(Callback):
 
     Args:
         num_images: rows of the panel, taken from the first validation batches.
-        folder: where to write; default ``pictures`` in the trainer's root folder.
+        folder: where to write; default ``pictures`` in the trainer's ``default_root_dir``, which the command
+            ``zoo`` sets to the run's folder. A trainer that was given no folder writes nothing.
     """
 
     family = "prediction_panel"
@@ -45,7 +47,9 @@ class PredictionPanel(Callback):
         image = batch["image"][:wanted]
         with torch.no_grad():
             confidence, prediction = pl_module(image).softmax(1).max(1)
-        for row in zip(image, batch["label"], prediction, confidence, strict=False):
+        truth = batch["label"][:wanted]  # may be larger than the image: drawn at the image's size
+        truth = F.interpolate(truth[:, None].float(), image.shape[-2:], mode="nearest")[:, 0]
+        for row in zip(image, truth, prediction, confidence, strict=True):
             self._rows.append(segmentation_row(*row, palette=palette))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -53,9 +57,13 @@ class PredictionPanel(Callback):
         if not self._rows or trainer.sanity_checking:
             return
         panel = stack_rows(self._rows)
-        folder = Path(self.folder or Path(trainer.default_root_dir) / "pictures")
-        folder.mkdir(parents=True, exist_ok=True)
-        panel.save(folder / f"val-step{trainer.global_step:06d}.png")
+        given = self.folder or (
+            trainer.default_root_dir if Path(trainer.default_root_dir) != Path.cwd() else None
+        )
+        if given:
+            folder = Path(self.folder) if self.folder else Path(given) / "pictures"
+            folder.mkdir(parents=True, exist_ok=True)
+            panel.save(folder / f"val-step{trainer.global_step:06d}.png")
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("val/panel", [panel], step=trainer.global_step)

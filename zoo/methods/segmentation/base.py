@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from torch import Tensor, nn
 
+from callbacks import PredictionPanel
 from zoo.method import Batch, Method
 from zoo.metrics import SegmentationIoU
 from zoo.nn import Segmentor, build_segmentor, pixel_cross_entropy
@@ -60,6 +63,10 @@ class SegmentationMethod(Method):
         self.iou = SegmentationIoU(num_classes, ignore_index)
         self.class_names = [str(index) for index in range(num_classes)]
 
+    def default_callbacks(self) -> list[Callback]:
+        """A panel of predictions after each validation."""
+        return [PredictionPanel()]
+
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``[B, C, H, W]`` of the evaluated network for images ``[B, 3, H, W]`` in [0, 1]."""
         return self.evaluated()(image)
@@ -91,8 +98,11 @@ class SegmentationMethod(Method):
         self.iou.classes = list(benchmark.eval_classes)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Accumulate the confusion matrix of one evaluation batch."""
-        self.iou.update(self(batch["image"]).argmax(1), batch["label"])
+        """Accumulate the confusion matrix of one evaluation batch; labels may be larger than images."""
+        logits, size = self(batch["image"]), batch["label"].shape[-2:]
+        if logits.shape[-2:] != size:
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=self.student.align_corners)
+        self.iou.update(logits.argmax(1), batch["label"])
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Accumulate the confusion matrix of one test batch."""

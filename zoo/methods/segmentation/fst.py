@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback
-
 from callbacks import FutureTeacher
 from callbacks.future_teacher import Rewind
 from zoo.methods.segmentation.self_training import SelfTraining
@@ -52,9 +50,9 @@ class FST(SelfTraining):
         )
         self.depth, self.width, self.rewind, self.lr_scale = depth, width, rewind, lookahead_lr_scale
 
-    def default_callbacks(self) -> list[Callback]:
+    def teacher_callback(self) -> FutureTeacher:
         """The look-ahead in place of the plain EMA; it starts when target images take part."""
-        future = FutureTeacher(
+        return FutureTeacher(
             depth=self.depth,
             width=self.width,
             rewind=self.rewind,
@@ -62,7 +60,6 @@ class FST(SelfTraining):
             start_step=self.mix_start,
             decay=self.decay,
         )
-        return [future, self.pseudo_labeler()]
 
 
 class FSTSemi(SemiMeanTeacher):
@@ -78,9 +75,8 @@ class FSTSemi(SemiMeanTeacher):
         super().__init__(**kwargs)
         self.depth, self.rewind = depth, rewind
 
-    def default_callbacks(self) -> list[Callback]:
+    def teacher_callback(self) -> FutureTeacher:
         """The look-ahead in the released semi-supervised order."""
-        future = FutureTeacher(
+        return FutureTeacher(
             depth=self.depth, order="semi", rewind=self.rewind, decay=self.decay, copy_epochs=self.copy_epochs
         )
-        return [future, self.pseudo_labeler()]

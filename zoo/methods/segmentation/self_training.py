@@ -90,8 +90,12 @@ class SelfTraining(SegmentationMethod):
         return Optim("adamw", lr=6e-5, weight_decay=0.01, rules=rules, schedule="poly", warmup_steps=1500)
 
     def default_callbacks(self) -> list[Callback]:
-        """The teacher's EMA and the labelling pipeline."""
-        return [EMATeacher(decay=self.decay), self.pseudo_labeler()]
+        """Who moves the teacher, and the labelling pipeline."""
+        return [self.teacher_callback(), self.pseudo_labeler(), *super().default_callbacks()]
+
+    def teacher_callback(self) -> EMATeacher:
+        """EMA before each step."""
+        return EMATeacher(decay=self.decay)
 
     def pseudo_labeler(self) -> PseudoLabeler:
         """Predict (teacher) → weight (confidence share) → ClassMix → strong augmentation."""

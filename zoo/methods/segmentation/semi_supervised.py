@@ -77,12 +77,15 @@ class SemiMeanTeacher(SegmentationMethod):
         )
 
     def default_callbacks(self) -> list[Callback]:
-        """The teacher moves after each step; every teacher pixel counts until the entropy filter."""
-        teacher = EMATeacher(timing="after_step", decay=self.decay, copy_epochs=self.copy_epochs)
-        return [teacher, self.pseudo_labeler()]
+        """Who moves the teacher, and the labelling pipeline."""
+        return [self.teacher_callback(), self.pseudo_labeler(), *super().default_callbacks()]
+
+    def teacher_callback(self) -> EMATeacher:
+        """EMA after each step; in the first epoch the teacher is the student."""
+        return EMATeacher(timing="after_step", decay=self.decay, copy_epochs=self.copy_epochs)
 
     def pseudo_labeler(self) -> PseudoLabeler:
-        """Predict (teacher, evaluation mode) → CutMix."""
+        """Predict (teacher, evaluation mode) → CutMix; every pixel counts until the entropy filter."""
         return PseudoLabeler(
             predict=TeacherPrediction(mode="eval"),
             weight=FixedThreshold(0.0),

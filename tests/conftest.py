@@ -1,0 +1,30 @@
+"""Every test runs offline, on one thread, in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before torch is imported, here and in the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "disabled"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Render the embedded data once for the session, under xdist once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ["SELFZOO_CACHE"] = str(shared / "selfzoo-cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test writes without a path of its own lands in its temporary folder."""
+    monkeypatch.chdir(tmp_path)

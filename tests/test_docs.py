@@ -1,0 +1,69 @@
+"""Code in README and docs runs, tables are those of the cards, docstring examples hold."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zoo.registry import list_methods, method_card
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
+)
+def test_python_blocks_run_in_order(page: Path) -> None:
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks(page, "python"):
+        exec(compile(block, f"{page.name}", "exec"), scope)
+    assert scope["trainer" if page.name == "README.md" else "method"] is not None
+
+
+def test_tables_are_those_of_the_cards() -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert generate.regenerated(text) == text
+    for name in list_methods():
+        assert f"`{name}`" in text
+
+
+def test_commands_in_the_readme_exist() -> None:
+    from zoo.config_files import find_config
+
+    makefile = (ROOT / "Makefile").read_text()
+    commands = [line for block in blocks(ROOT / "README.md", "") for line in block.splitlines() if line]
+    assert {"make quickstart", "make test"} <= set(commands)
+    for line in commands:
+        tool, *rest = shlex.split(line)
+        if tool == "make":
+            assert re.search(rf"^{rest[0]}:", makefile, re.MULTILINE), line
+        for option, value in itertools.pairwise(rest):
+            if option == "--config" and not value.startswith("runs/"):
+                assert find_config(value).is_file()
+
+
+def test_every_card_names_a_class_whose_docstring_says_where_it_is_from() -> None:
+    for name in list_methods():
+        card = method_card(name)
+        cls = getattr(importlib.import_module(card.module), card.class_name)
+        assert cls.__doc__
+        assert "Args:" in cls.__doc__ or cls.__init__ is cls.__mro__[1].__init__

@@ -1,0 +1,58 @@
+"""selfzoo: a PyTorch Lightning model zoo of self-training and self-supervised methods.
+
+Every name below is imported on first use, so that ``import zoo`` and ``zoo list`` stay instant: ``zoo.FST``
+imports torch, ``zoo.list_methods`` does not. Method classes come from the cards.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public names that are not classes of a method card, and the module each lives in.
+_MODULES = {
+    "Method": "zoo.method",
+    "Teacher": "zoo.teacher",
+    "create_backbone": "zoo.registry",
+    "list_backbones": "zoo.registry",
+    "list_benchmarks": "zoo.registry",
+    "list_methods": "zoo.registry",
+    "register_backbone": "zoo.registry",
+}
+
+if TYPE_CHECKING:  # for type checkers and editors; a test keeps it in step with what __getattr__ serves
+    from zoo.method import Method as Method
+    from zoo.methods.segmentation.fst import FST as FST
+    from zoo.methods.segmentation.fst import FSTSemi as FSTSemi
+    from zoo.methods.segmentation.self_training import SelfTraining as SelfTraining
+    from zoo.methods.segmentation.self_training import SourceOnly as SourceOnly
+    from zoo.methods.segmentation.semi_supervised import SemiMeanTeacher as SemiMeanTeacher
+    from zoo.registry import create_backbone as create_backbone
+    from zoo.registry import list_backbones as list_backbones
+    from zoo.registry import list_benchmarks as list_benchmarks
+    from zoo.registry import list_methods as list_methods
+    from zoo.registry import register_backbone as register_backbone
+    from zoo.teacher import Teacher as Teacher
+
+
+def _modules() -> dict[str, str]:
+    """Every public name and its module."""
+    from zoo.registry import list_methods, method_card
+
+    cards = map(method_card, list_methods())
+    return _MODULES | {card.class_name: card.module for card in cards}
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_"):  # what Python itself asks for, like __path__ of a submodule import
+        raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+    module = _MODULES.get(name) or _modules().get(name)
+    if module is None:
+        raise AttributeError(f"module 'zoo' has no attribute {name!r}; it has {', '.join(__dir__())}")
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*_modules(), "__version__"})

@@ -1,0 +1,70 @@
+"""`zoo` and `python -m zoo`: a thin dispatcher. Nothing heavy is imported before it is known to be needed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+VERBS = ("fit", "validate", "test", "predict")
+
+OVERVIEW = """\
+usage: zoo <command> [options]
+
+look around (instantly)
+  zoo list [methods|benchmarks|backbones] [pattern] [--json]
+
+run
+  zoo fit       train a method
+  zoo validate  evaluate a checkpoint on the validation split
+  zoo test      evaluate a checkpoint on the test split
+  zoo predict   run a trained method on data
+
+  zoo fit --config fst/embedded
+  zoo fit --config fst/embedded --model.backbone resnet18 --trainer.max_steps 100
+  zoo test --config runs/<run>/config.yaml --ckpt_path runs/<run>/checkpoints/last.ckpt
+
+options of the run commands
+  --config NAME     a file, or the name of a config of the package; repeat it to override part of one
+  --model CLASS     the method, e.g. FST; its options are --model.<name> (see --model.help FST)
+  --data CLASS      the benchmark, e.g. StreetShift; its options are --data.<name>
+  --trainer.<name>  any option of the Lightning Trainer
+  --run_dir DIR     where the run is kept (default: runs/<method>/<benchmark>/<time>-seed<seed>)
+  --wandb MODE      auto, online, offline or disabled
+  --print_config    show the resolved config and stop
+  --traceback       show where an error comes from (also: SELFZOO_DEBUG=1)
+  --help            all options, e.g. zoo fit --help
+
+zoo --version prints the version.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code (2: wrong usage, 1: the run failed)."""
+    command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help", "help"):
+        print(OVERVIEW, end="")
+        return 0
+    if command == "--version":
+        from zoo import __version__
+
+        print(__version__)
+        return 0
+    if command == "list":
+        from zoo.listing import main as list_main
+
+        return list_main(rest)
+    if command in VERBS:
+        from zoo.cli import run
+
+        return run([command, *rest])
+
+    from zoo.registry import suggest
+
+    near = suggest(command, ("list", *VERBS))
+    hint = f"did you mean {near[0]}?" if near else f"commands: list, {', '.join(VERBS)}."
+    print(f"zoo: error: unknown command {command!r}; {hint} `zoo --help` shows all.", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

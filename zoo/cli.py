@@ -1,0 +1,215 @@
+"""`zoo fit | validate | test | predict`: the one place that knows LightningCLI."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import pickle
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from datamodules.base import BenchmarkDataModule
+from zoo import notices, registry
+from zoo.cards import Card
+from zoo.cli_errors import ZooParser, plain_message
+from zoo.config_files import UsageError, last_value, read_sources, replaced_lists, resolve_configs
+from zoo.method import Method
+from zoo.run_folder import RunRecorder, Wandb, open_run_folder, run_checkpoints, run_loggers
+
+# Said by libraries about each other, or made untrue by what happens here; nothing a user could act on.
+QUIET = (
+    r".*isinstance\(treespec, LeafSpec\).*",
+    r"Experiment logs directory .* exists and is not empty.*",  # set_aside has kept the older metrics
+    r"Checkpoint directory .* exists and is not empty.*",
+    r"`ModelCheckpoint\(monitor=.* could not find the monitored key.*",  # an error once validation has run
+    r"`max_epochs` was not set.*",  # told before anything is built
+    r"Found \d+ module\(s\) in eval mode.*",  # teachers are, on purpose
+)
+# Evaluating needs none of the callbacks that kept state while training; resuming does.
+QUIET_EVALUATION = (r".*callbacks used to create the checkpoint need to be provided.*",)
+
+LIGHTNING_CHECKPOINTS = ("best", "last", "hpc")  # names that Lightning resolves itself
+# Of a method's `optim`, what a resumed run may change; the rest lies in the optimiser's state.
+SCHEDULE = {f"optim.{name}" for name in ("schedule", "power", "warmup_steps", "warmup_ratio", "total_steps")}
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run ``fit``, ``validate``, ``test`` or ``predict`` and return the exit code.
+
+    Wrong usage is one line and 2; a run that one of our own checks stops is one line and 1. Everything else
+    keeps its traceback, and with ``--traceback`` or ``SELFZOO_DEBUG=1`` these two do as well.
+    """
+    debug = "--traceback" in argv or os.environ.get("SELFZOO_DEBUG") == "1"
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
+    with warnings.catch_warnings():
+        for pattern in QUIET if argv[0] == "fit" else (*QUIET, *QUIET_EVALUATION):
+            warnings.filterwarnings("ignore", message=pattern)
+        try:
+            import_classes()
+            ZooCLI(resolve_configs([token for token in argv if token != "--traceback"]))
+        except Exception as error:
+            message = plain_message(error)
+            if debug or message is None:
+                raise
+            print(f"zoo {argv[0]}: error: {message}", file=sys.stderr)
+            return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    """Lightning advertises further products on every start."""
+    return " Tip: " not in record.getMessage()
+
+
+def import_classes() -> None:
+    """Import what configs may name by class alone: ``FST``, ``StreetShift``, ``EMATeacher``."""
+    methods = map(registry.method_card, registry.list_methods())
+    benchmarks = map(registry.benchmark_card, registry.list_benchmarks())
+    for module in ("callbacks", "datamodules", *(card.module for card in (*methods, *benchmarks))):
+        importlib.import_module(module)
+
+
+class ZooCLI(LightningCLI):
+    """LightningCLI with a run folder, W&B, checkpoints by default, and nothing done silently.
+
+    Args:
+        argv: the verb and its options; configs are given by path.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self.verb, *self.options = argv
+        self.notes: list[str] = []
+        super().__init__(
+            Method,
+            BenchmarkDataModule,
+            save_config_callback=RunRecorder,
+            seed_everything_default=0,
+            parser_class=ZooParser,
+            parser_kwargs={"prog": "zoo"},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+        )
+
+    # -- settings ---------------------------------------------------------------------------------------
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Options of the run itself."""
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Folder of the run (default: runs/<method>/<benchmark>/<time>-seed<seed>).",
+        )
+        parser.add_argument(
+            "--wandb",
+            type=Wandb,
+            default="auto",
+            help="auto follows WANDB_MODE, is online with an API key and offline without one.",
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse with the checkpoint's hyper-parameters below everything that was typed."""
+        sources = read_sources(self.options)
+        checkpoint = read_checkpoint(last_value(sources, "ckpt_path"))
+        trained = dict(checkpoint.get("hyper_parameters", {}))
+        class_path = trained.pop("_class_path", None)
+        trained.pop("_instantiator", None)
+        below = []
+        if class_path:
+            below = ["--config", json.dumps({"model": {"class_path": class_path, "init_args": trained}})]
+        self.config = parser.parse_args([self.verb, *below, *self.options])
+
+        config = self.config[self.verb]
+        if class_path and resolve_name(class_path) is not resolve_name(config.model.class_path):
+            raise UsageError(
+                f"--ckpt_path holds a {class_path}, the command asks for a {config.model.class_path}: "
+                "leave the model to the checkpoint, or choose another checkpoint"
+            )
+        resolved = yaml.safe_load(self._parser(self.verb).dump(config, skip_unset=False))
+        model = resolved["model"].get("init_args", {})
+        self.notes += replaced_lists(sources)
+        for key, (before, now) in notices.differences(trained, model).items():
+            if self.verb == "fit" and key.partition(".")[0] == "optim" and key not in SCHEDULE:
+                raise UsageError(
+                    f"model.{key} is {now!r}, but resuming restores the optimiser of the checkpoint, trained "
+                    f"with {before!r}: leave it out, or start a run of its own without --ckpt_path"
+                )
+            self.notes.append(
+                f"model.{key} is {now!r} as you asked; the checkpoint was trained with {before!r}"
+            )
+        if self.verb == "fit":
+            self.notes += notices.endless_training(config.trainer)
+            self.notes += notices.no_random_state(checkpoint) if checkpoint else []
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning lets the checkpoint override what was typed; above it is the other way round."""
+
+    # -- the run ----------------------------------------------------------------------------------------
+
+    def before_instantiate_classes(self) -> None:
+        """Tell what was noticed before anything is built."""
+        notices.tell(self.notes)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the run's folder, loggers and checkpoints where the config has none of its own."""
+        config = self.config_init[self.verb].trainer
+        configured = config.callbacks or []
+        configured = configured if isinstance(configured, list) else [configured]
+        notices.tell(notices.replaced_defaults(configured, self.model.default_callbacks()))
+        if config.fast_dev_run or config.barebones:  # a trial leaves nothing behind
+            self.save_config_callback = None
+            return super().instantiate_trainer(**kwargs)
+
+        run = self.config[self.verb]
+        method = card_name(run.model, map(registry.method_card, registry.list_methods()))
+        benchmark = card_name(run.data, map(registry.benchmark_card, registry.list_benchmarks()))
+        folder = open_run_folder(run.run_dir, method, benchmark, run.seed_everything, self.verb)
+        self.save_config_kwargs = {"folder": folder, "configured": configured}
+        kwargs.setdefault("default_root_dir", config.default_root_dir or folder)
+        if config.logger is None or config.logger is True:
+            backbone = run.model.get("init_args", {}).get("backbone")
+            tags = [*([backbone] if isinstance(backbone, str) else []), f"seed{run.seed_everything}"]
+            kwargs["logger"] = run_loggers(folder, run.wandb, method, benchmark, tags)
+        if self.verb == "fit" and config.enable_checkpointing is not False:
+            if any(isinstance(callback, Checkpoint) for callback in configured):
+                notices.tell(["your checkpoint callback takes the place of best.ckpt and last.ckpt"])
+            else:
+                mode = getattr(self.model, "monitor_mode", "max")
+                kwargs["callbacks"] = [*configured, *run_checkpoints(folder, self.model.monitor, mode)]
+        return super().instantiate_trainer(**kwargs)
+
+
+def card_name(config: Namespace, cards: Iterable[Card]) -> str:
+    """Registry name of a configured class, or for a class without a card its own name in lower case."""
+    class_name = config.class_path.rpartition(".")[2]
+    return next((card.name for card in cards if card.class_name == class_name), class_name.lower())
+
+
+def read_checkpoint(path: str | None) -> dict[str, Any]:
+    """A checkpoint file, its tensors left on disk; empty where no file was named.
+
+    Raises:
+        UsageError: there is no such file, or it is no checkpoint that can be loaded safely.
+    """
+    if not path or path in LIGHTNING_CHECKPOINTS or Path(path).is_dir():
+        return {}
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError as error:
+        raise UsageError(f"--ckpt_path {path}: there is no such file") from error
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise UsageError(f"--ckpt_path {path} is not a Lightning checkpoint of plain values") from error

@@ -1,0 +1,282 @@
+"""How far a pseudo-label is trusted: teacher logits → a weight per pixel (or per image).
+
+Every module maps ``logits`` ``[B, C, *]`` and, where it remembers single samples, their dataset positions
+``index`` ``[B]`` to a float weight ``[B, *]`` without gradient. What a module has learned about the classes
+lives in buffers: it is in every checkpoint, changes in training mode only, and is the same on all ranks.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from zoo.nn.entropy import masked_percentile, prediction_entropy
+
+
+class ConfidenceShare(nn.Module):
+    """One weight for the whole batch: the share of its pixels whose confidence reaches a threshold.
+
+    Tranheden et al., "DACS" (WACV 2021), section 3.3; so used by DAFormer and FST, which also distrust the
+    top and bottom rows of target images (sky and rectification artefacts, car bonnet). The share counts all
+    pixels, these rows included.
+
+    Args:
+        threshold: least confidence (largest softmax probability) that counts.
+        ignore_top: rows at the top whose weight is 0.
+        ignore_bottom: rows at the bottom whose weight is 0.
+    """
+
+    def __init__(self, threshold: float = 0.968, ignore_top: int = 0, ignore_bottom: int = 0) -> None:
+        super().__init__()
+        self.threshold, self.ignore_top, self.ignore_bottom = threshold, ignore_top, ignore_bottom
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return the weight of every pixel."""
+        confidence, _ = _confidence(logits)
+        weight = (confidence >= self.threshold).float().mean().repeat(confidence.shape)
+        if self.ignore_top or self.ignore_bottom:
+            height = weight.shape[-2]
+            weight[..., : self.ignore_top, :] = 0
+            weight[..., max(height - self.ignore_bottom, 0) :, :] = 0
+        return weight
+
+
+class FixedThreshold(nn.Module):
+    """Weight 1 where the confidence reaches a threshold, else 0.
+
+    Sohn et al., "FixMatch" (NeurIPS 2020), section 2.2.
+
+    Args:
+        threshold: least confidence that is trusted.
+    """
+
+    def __init__(self, threshold: float = 0.95) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return the weight of every pixel."""
+        return (_confidence(logits)[0] >= self.threshold).float()
+
+
+class FlexMatch(nn.Module):
+    """A threshold per class, lower for classes that are learned slower (curriculum pseudo-labelling).
+
+    Zhang et al., "FlexMatch" (NeurIPS 2021), sections 3.1-3.3. With ``s(c)`` the share of samples confidently
+    predicted as c and ``u = 1 - sum_c s(c)`` the share of those never confident yet, the threshold of class c
+    is ``threshold * M(s(c) / max(max_c s(c), u))`` with ``M(x) = x / (2 - x)``: u is the paper's warm-up, by
+    which all thresholds start at 0.
+
+    With ``num_samples`` the shares come, as in the paper, from a memory of every sample's last confident
+    class (one prediction per image, ``logits`` ``[B, C]``). Without, they are moving averages over the
+    batches, which suits dense predictions. Either way a batch is judged by what was known before it.
+
+    Args:
+        num_classes: number of classes C.
+        threshold: confidence that counts as confident, and the threshold of a class learned best.
+        num_samples: size of the unlabelled set, for the memory; ``None``: moving averages.
+        momentum: of the moving averages.
+    """
+
+    share: Tensor
+    memory: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        threshold: float = 0.95,
+        num_samples: int | None = None,
+        momentum: float = 0.99,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.num_samples = num_classes, num_samples
+        self.threshold, self.momentum = threshold, momentum
+        if num_samples is None:
+            self.register_buffer("share", torch.zeros(num_classes))
+        else:
+            self.register_buffer(
+                "memory", torch.full((num_samples,), num_classes)
+            )  # num_classes: not yet confident
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return the weight, 0 or 1, of every sample or pixel.
+
+        Raises:
+            ValueError: with ``num_samples``, the logits are not one prediction per sample or ``index`` is
+                missing.
+        """
+        confidence, label = _confidence(logits)
+        weight = (confidence >= self.thresholds()[label]).float()
+        if self.training:
+            self._update(confidence >= self.threshold, label, index)
+        return weight
+
+    def thresholds(self) -> Tensor:
+        """Return the current threshold of every class, ``[C]``."""
+        share = self.share if self.num_samples is None else _class_shares(self.memory, self.num_classes)
+        beta = share / torch.maximum(share.max(), 1 - share.sum())
+        return self.threshold * beta / (2 - beta)
+
+    def _update(self, confident: Tensor, label: Tensor, index: Tensor | None) -> None:
+        state = label.masked_fill(~confident, self.num_classes)
+        if self.num_samples is None:
+            share = _mean_over_ranks(_class_shares(state, self.num_classes))
+            self.share.lerp_(share, 1 - self.momentum)
+            return
+        if index is None or label.dim() != 1:
+            raise ValueError(
+                f"FlexMatch(num_samples={self.num_samples}) needs one prediction per sample, logits [B, C], "
+                f"and the samples' index [B]; got predictions {list(label.shape)} and index "
+                f"{None if index is None else list(index.shape)}. For dense ones leave num_samples out."
+            )
+        state, index = _gather_ranks(torch.where(confident, label, self.memory[index])), _gather_ranks(index)
+        # A sample that comes twice (samplers pad) has one result, whatever the order: the lower class.
+        self.memory.scatter_reduce_(0, index, state, "amin", include_self=False)
+
+
+class FreeMatch(nn.Module):
+    """Thresholds that follow the network's own confidence, globally and per class.
+
+    Wang et al., "FreeMatch" (ICLR 2023), section 4.1: the global threshold is a moving average of the mean
+    confidence, scaled per class by ``p(c) / max_c p(c)`` with p a moving average of the mean prediction. Both
+    start at 1 / C, and a batch is judged after it has moved them.
+
+    Args:
+        num_classes: number of classes C.
+        momentum: of the moving averages.
+    """
+
+    level: Tensor
+    prediction: Tensor
+
+    def __init__(self, num_classes: int, momentum: float = 0.999) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("level", torch.tensor(1 / num_classes))
+        self.register_buffer("prediction", torch.full((num_classes,), 1 / num_classes))
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return the weight, 0 or 1, of every pixel."""
+        probability = logits.float().softmax(1)
+        confidence, label = probability.max(1)
+        if self.training:
+            classes = probability.transpose(0, 1).flatten(1).mean(1)
+            seen = _mean_over_ranks(torch.cat((confidence.mean()[None], classes)))
+            self.level.lerp_(seen[0], 1 - self.momentum)
+            self.prediction.lerp_(seen[1:], 1 - self.momentum)
+        return (confidence >= self.thresholds()[label]).float()
+
+    def thresholds(self) -> Tensor:
+        """Return the current threshold of every class, ``[C]``."""
+        return self.level * self.prediction / self.prediction.max()
+
+
+class ClassBalanced(nn.Module):
+    """Trust the most confident ``portion`` of every class, so that rare and hard classes are not starved.
+
+    Zou et al., "Unsupervised Domain Adaptation for Semantic Segmentation via Class-Balanced Self-Training"
+    (ECCV 2018), Algorithm 2, which ranks the whole target set between rounds; here each batch is ranked, and
+    the per-class thresholds are moving averages over the batches. A batch is judged after it has moved them.
+
+    Args:
+        num_classes: number of classes C.
+        portion: share of a class's pixels to trust, in (0, 1].
+        threshold: cap of the thresholds, and their start: what is more confident than this is always trusted.
+        momentum: of the moving averages; a class absent from a batch keeps its threshold.
+    """
+
+    thresholds: Tensor
+
+    def __init__(
+        self, num_classes: int, portion: float = 0.5, threshold: float = 0.9, momentum: float = 0.9
+    ) -> None:
+        super().__init__()
+        if not 0 < portion <= 1:
+            raise ValueError(f"portion must be within (0, 1], got {portion}")
+        self.portion, self.threshold, self.momentum = portion, threshold, momentum
+        self.register_buffer("thresholds", torch.full((num_classes,), threshold))
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return the weight, 0 or 1, of every pixel."""
+        confidence, label = _confidence(logits)
+        if self.training:
+            self._update(confidence, label)
+        return (confidence >= self.thresholds[label]).float()
+
+    def _update(self, confidence: Tensor, label: Tensor) -> None:
+        C = len(self.thresholds)
+        count = _class_counts(label, C)
+        # One sort for all classes: float64 keeps the confidence exact below the class, and classes 2 apart.
+        ranked = (label * 2 + confidence.double()).flatten().sort().values
+        end = count.cumsum(0)
+        trusted = (count.double() * self.portion).round().long().clamp(min=1)
+        lowest = ranked[(end - trusted).clamp(min=0)] - 2 * torch.arange(C, device=label.device)
+        weighted = lowest.float().clamp(max=self.threshold) * count
+        # Ranks are averaged by how many pixels of the class each has seen.
+        mean = _mean_over_ranks(torch.stack((weighted, count.float())))
+        target = mean[0] / mean[1].clamp(min=torch.finfo(torch.float32).tiny)
+        moved = torch.lerp(self.thresholds, target, 1 - self.momentum)
+        self.thresholds.copy_(torch.where(mean[1] > 0, moved, self.thresholds))
+
+
+class EntropyFilter(nn.Module):
+    """Trust the pixels whose entropy is below a percentile of the batch, with weights of mean 1.
+
+    The weight is ``pixels / kept`` on the kept ones, so that :func:`zoo.nn.losses.pixel_cross_entropy` over
+    all pixels is the mean over the kept ones. After Wang et al., "U2PL" (CVPR 2022), section 3.2, whose loss
+    is ``pixels / kept`` times that mean: :func:`zoo.nn.losses.entropy_filtered_cross_entropy` is the exact
+    form.
+
+    Args:
+        percent: percentile, in [0, 100]; entropies equal to it are dropped, the maximum at 100 as well.
+    """
+
+    def __init__(self, percent: float = 80.0) -> None:
+        super().__init__()
+        self.percent = percent
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return the weight of every pixel; all 0 where nothing is below the percentile."""
+        entropy = prediction_entropy(logits)
+        everywhere = torch.ones_like(entropy, dtype=torch.bool)
+        kept = entropy < masked_percentile(entropy, everywhere, self.percent)
+        return kept * (kept.numel() / kept.sum().clamp(min=1))
+
+
+def _confidence(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest softmax probability and its class, each ``[B, *]``."""
+    confidence, label = logits.float().softmax(1).max(1)
+    return confidence, label
+
+
+def _class_counts(label: Tensor, num_classes: int) -> Tensor:
+    """Count labels per class, ``[C]``; the label ``num_classes`` is no class."""
+    # bincount would make the host wait for the largest label.
+    counts = torch.zeros(num_classes + 1, dtype=torch.long, device=label.device)
+    return counts.scatter_add_(0, label.flatten(), torch.ones_like(label).flatten())[:num_classes]
+
+
+def _class_shares(label: Tensor, num_classes: int) -> Tensor:
+    return _class_counts(label, num_classes) / label.numel()
+
+
+def _mean_over_ranks(value: Tensor) -> Tensor:
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    dist.all_reduce(value)
+    return value / dist.get_world_size()
+
+
+def _gather_ranks(value: Tensor) -> Tensor:
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, value.contiguous())
+    return torch.cat(parts)

@@ -1,0 +1,173 @@
+"""One folder per run: the resolved config, metrics, checkpoints, pictures and the W&B files."""
+
+from __future__ import annotations
+
+import itertools
+import netrc
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import lightning as L
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from zoo.notices import dropped_callbacks, tell
+
+Wandb = Literal["auto", "online", "offline", "disabled"]
+
+
+def open_run_folder(run_dir: str | None, method: str, benchmark: str, seed: Any, verb: str) -> Path:
+    """``run_dir``, or a new ``runs/<method>/<benchmark>/<time>-seed<seed>`` with a number behind it if taken.
+
+    Only the first process creates anything: the others never write, and what all must agree on (the
+    checkpoints' folder, the trainer's ``log_dir``) Lightning broadcasts.
+    """
+    if run_dir:
+        return Path(run_dir)
+    seeded = "unseeded" if seed is False else f"seed{seed}"
+    stem = "-".join([f"{datetime.now():%Y%m%d-%H%M%S}", seeded, *([] if verb == "fit" else [verb])])
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(
+        folder for name in names if _claim(folder := Path("runs", method, benchmark, name)) is not False
+    )
+
+
+@rank_zero_only
+def _claim(folder: Path) -> bool:
+    """Create the folder, or say that somebody else has (two runs may start within the same second)."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
+
+
+@rank_zero_only
+def set_aside(path: Path) -> None:
+    """Rename an existing file to ``<stem>-<n><suffix>``: what is written next must not overwrite it."""
+    if path.exists():
+        numbers = itertools.count(1)
+        path.rename(next(p for n in numbers if not (p := path.with_stem(f"{path.stem}-{n}")).exists()))
+
+
+def run_loggers(folder: Path, wandb: Wandb, method: str, benchmark: str, tags: list[str]) -> list[Logger]:
+    """A CSV logger writing ``metrics.csv`` and, unless disabled, a W&B logger writing ``wandb/``.
+
+    Args:
+        folder: the run's folder.
+        wandb: ``auto`` follows ``WANDB_MODE``, is online with an API key and offline without one.
+        method: the job type of the W&B run.
+        benchmark: the group of the W&B run.
+        tags: tags of the W&B run.
+    """
+    set_aside(folder / "metrics.csv")  # the logger would delete the metrics of a run resumed here
+    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
+    mode = wandb_mode() if wandb == "auto" else wandb
+    if mode != "disabled":
+        loggers.append(
+            WandbLogger(
+                name=folder.name,
+                project="selfzoo",
+                save_dir=folder,
+                group=benchmark,
+                job_type=method,
+                tags=tags,
+                mode=mode,
+            )
+        )
+    return loggers
+
+
+def wandb_mode() -> str:
+    """What ``--wandb auto`` means here: ``WANDB_MODE``, or online with an API key and offline without one."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return "offline" if mode == "dryrun" else mode
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    try:
+        return "online" if netrc.netrc(os.environ.get("NETRC")).authenticators(host) else "offline"
+    except (FileNotFoundError, netrc.NetrcParseError):
+        return "offline"
+
+
+class LastCheckpoint(Checkpoint):
+    """Keep ``last.ckpt``: rewritten after every validation (after every epoch, without one) and at the end.
+
+    ModelCheckpoint's ``save_last`` follows the best checkpoint, so it misses validations that were no better
+    and a last step without validation. Saved from these two hooks a resumed run counts steps and epochs on as
+    if unbroken; what ``on_train_epoch_end`` or ``on_train_end`` save, Lightning 2.6 resumes one off.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = str(folder.absolute() / "last.ckpt")
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Agree on the path: sharded strategies write from every process."""
+        self.path = trainer.strategy.broadcast(self.path)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save what was just evaluated."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save the last step, and the last of an epoch that ends without validation."""
+        stops = trainer.should_stop or trainer.global_step == trainer.max_steps
+        last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+        if stops or (trainer.is_last_batch and (last_epoch or not trainer.enable_validation)):
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+
+def run_checkpoints(folder: Path, monitor: str | None, mode: str) -> list[Callback]:
+    """``checkpoints/last.ckpt`` and, if the method monitors a metric, ``checkpoints/best.ckpt``."""
+    checkpoints = folder / "checkpoints"
+    if monitor is None:
+        return [LastCheckpoint(checkpoints)]
+    best = ModelCheckpoint(
+        checkpoints,
+        "best",
+        monitor=monitor,
+        mode=mode,
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
+    return [LastCheckpoint(checkpoints), best]
+
+
+class RunRecorder(SaveConfigCallback):
+    """Write the resolved config into the run's folder and to W&B, whatever the folder already holds.
+
+    Lightning's own callback aborts where a config exists, as in a folder in which a run is resumed; here the
+    older file is kept as ``config-1.yaml`` and so on. The saved config names no folder, so that running it
+    again starts a new run.
+    """
+
+    def __init__(
+        self, parser: LightningArgumentParser, config: Namespace, folder: Path, configured: list[Callback]
+    ) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+        self.folder, self.configured = folder, configured
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called once, on the first process, when all callbacks are in place."""
+        tell(dropped_callbacks(self.configured, trainer.callbacks))  # type: ignore[attr-defined]
+        config = self.config.clone()
+        config.run_dir = None
+        text = self.parser.dump(config, skip_unset=False)  # a null may differ from the default
+        self.folder.mkdir(parents=True, exist_ok=True)
+        set_aside(self.folder / "config.yaml")
+        (self.folder / "config.yaml").write_text(text, encoding="utf-8")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(yaml.safe_load(text))
