@@ -188,8 +188,8 @@ class ZooCLI(LightningCLI):
             if any(isinstance(callback, Checkpoint) for callback in configured):
                 notices.tell(["your checkpoint callback takes the place of best.ckpt and last.ckpt"])
             else:
-                mode = getattr(self.model, "monitor_mode", "max")
-                kwargs["callbacks"] = [*configured, *run_checkpoints(folder, self.model.monitor, mode)]
+                checkpoints = run_checkpoints(folder, self.model.monitor, self.model.monitor_mode)
+                kwargs["callbacks"] = [*configured, *checkpoints]
         return super().instantiate_trainer(**kwargs)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -37,9 +37,11 @@ class Method(L.LightningModule):
 
     Attributes:
         monitor: name of the validation metric by which checkpoints are kept; ``None`` keeps the last.
+        monitor_mode: whether a larger (``max``) or smaller (``min``) value of it is better.
     """
 
     monitor: str | None = None
+    monitor_mode: Literal["max", "min"] = "max"
     student: nn.Module
 
     def __init__(self, optim: Optim | dict[str, Any] | None = None) -> None:
