@@ -22,9 +22,10 @@ from datamodules.streetscene import MATERIALS, Scene, draw_scene
 Domain = Literal["source", "target"]
 
 #: Raised by every change that alters a pixel, so that caches of older pixels are not reused.
-GENERATOR_VERSION: Final = 1
-#: Seed of the first image of every split. Settings are chosen on ``val``; ``test`` is only reported.
-FIRST_SEED: Final = {"source": 0, "train": 100_000, "val": 200_000, "test": 300_000}
+GENERATOR_VERSION: Final = 2
+#: Seed of the first image of every split. Settings are chosen on ``val``; ``test`` is only reported. (Seeds from
+#: 300,000 were looked at when the network was chosen and belong to no split.)
+FIRST_SEED: Final = {"source": 0, "train": 100_000, "val": 200_000, "test": 400_000}
 #: trainIds that occur: the ones that count in the mean.
 TRAIN_IDS: Final = tuple(sorted(set(MATERIALS.values())))
 

@@ -15,6 +15,7 @@ from callbacks import EMATeacher
 from datamodules.base import BenchmarkDataModule
 from tests.toy import ToyMethod, toy_loader
 from zoo.__main__ import main
+from zoo.optim import Optim
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": "false", "enable_model_summary": "false"}
 TOY = [
@@ -31,8 +32,10 @@ class CLIMethod(ToyMethod):
 
     monitor = "val/score"
 
-    def __init__(self, backbone: str = "mlp", decay: float = 0.9, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self, backbone: str = "mlp", decay: float = 0.9, optim: Optim | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(optim=optim, **kwargs)
         self.decay = decay
 
     def default_callbacks(self) -> list[Callback]:
@@ -60,11 +63,8 @@ class BrokenMethod(CLIMethod):
         self.bug = bug
 
     def losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        return (
-            {"source": batch["nothing"]}
-            if self.bug
-            else {"source": self.student[0].weight.sum() * float("nan")}
-        )
+        loss = batch["nothing"] if self.bug else self.student[0].weight.sum() * float("nan")
+        return {"source": loss}
 
 
 class CLIData(BenchmarkDataModule):

@@ -126,6 +126,7 @@ def test_no_option_overrides_another(monkeypatch: pytest.MonkeyPatch) -> None:
             "there is no option 'trainer.max_stps'; did you mean trainer.max_steps",
         ),
         (["--modl.decay", "3"], "there is no option 'modl.decay'; did you mean model?"),
+        (["--model.optim.lrr", "1"], "model.optim.lrr: Optim has no such option; did you mean lr?"),
         (["--trainer.max_steps", "abc"], "trainer.max_steps: expected int, found abc"),
         (["--model.decay", "abc"], "model.decay: expected float, found abc"),
         (["--wandb", "on"], "wandb: expected one of 'auto', 'online', 'offline', 'disabled', found on"),

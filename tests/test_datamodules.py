@@ -420,7 +420,7 @@ def test_the_trainer_sees_new_draws_every_epoch(tmp_path: Path) -> None:
     assert first != second
     assert recorder.seen["val"] == [[0, 1], [2]] * 2
     predicted = trainer.predict(Predictor(), datamodule=data)
-    assert predicted == [["streetshift_300000_000000", "streetshift_300001_000000"]]
+    assert predicted == [["streetshift_400000_000000", "streetshift_400001_000000"]]
 
 
 class Predictor(L.LightningModule):

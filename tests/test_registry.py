@@ -18,7 +18,6 @@ from datamodules.base import BenchmarkDataModule
 from zoo import registry
 from zoo.__main__ import main
 from zoo.cards import BenchmarkCard, CardError, MethodCard
-from zoo.config_files import find_config
 from zoo.method import Method
 
 CARD = {
@@ -55,13 +54,6 @@ def test_method_card_names_a_method(name: str) -> None:
     assert issubclass(cls, Method)
     assert card.configs
     assert card.path.parent == Path(inspect.getfile(cls)).parent
-
-
-@pytest.mark.parametrize(
-    "config", [c for n in registry.list_methods() for c in registry.method_card(n).configs]
-)
-def test_config_of_card_exists(config: str) -> None:
-    assert find_config(config).is_file()
 
 
 @pytest.mark.parametrize("name", registry.list_benchmarks())

@@ -111,7 +111,7 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_splits_have_seeds_of_their_own() -> None:
-    assert sorted(FIRST_SEED.values()) == [0, 100_000, 200_000, 300_000]
+    assert sorted(FIRST_SEED.values()) == [0, 100_000, 200_000, 400_000]
     with pytest.raises(ValueError, match=r"number of val images must lie in 1\.\.100000, got 100001"):
         RenderedTree("target", {"val": 100_001}, 32, 64, 0.9)
 
@@ -156,7 +156,7 @@ def test_official_trees(cache: Path) -> None:
 def test_what_is_read_is_what_was_rendered() -> None:
     data = prepared()
     data.setup()
-    for name, first in (("val", 200_000), ("test", 300_000)):
+    for name, first in (("val", 200_000), ("test", 400_000)):
         dataset = data.datasets[name]
         for index in range(len(dataset)):
             sample = dataset[index]

@@ -67,13 +67,11 @@ def ohem_cross_entropy(
     if min_kept < 1:
         raise ValueError(f"min_kept must be at least 1, got {min_kept}")
     loss = _cross_entropy(logits, label, ignore_index, "none")
-    valid = label != ignore_index
-    probability = (
-        loss.detach().neg().exp()
-    )  # of the true class; an ignored pixel has loss 0, hence probability 1
+    # Of the true class. An ignored pixel has loss 0, hence 1, so that with fewer than min_kept valid pixels the
+    # min_kept-th smallest is 1 (or the largest of all) and nothing is dropped.
+    probability = loss.detach().neg().exp()
     smallest = probability.flatten().kthvalue(min(min_kept, probability.numel())).values
-    hard = probability <= smallest.clamp(min=threshold)
-    kept = valid & (hard | (valid.sum() < min_kept))
+    kept = (label != ignore_index) & (probability <= smallest.clamp(min=threshold))
     return (loss * kept).sum() / kept.sum().clamp(min=1)
 
 

@@ -97,9 +97,8 @@ class FlexMatch(nn.Module):
         if num_samples is None:
             self.register_buffer("share", torch.zeros(num_classes))
         else:
-            self.register_buffer(
-                "memory", torch.full((num_samples,), num_classes)
-            )  # num_classes: not yet confident
+            # The class of a sample that was never confident is num_classes.
+            self.register_buffer("memory", torch.full((num_samples,), num_classes))
 
     @torch.no_grad()
     def forward(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
