@@ -27,6 +27,10 @@ class Job:
     overrides: tuple[str, ...] = ()
 
     @property
+    def folder(self) -> str:
+        return f"{self.name}-seed{self.seed}"
+
+    @property
     def command(self) -> list[str]:
         return [
             "--config", self.config, "--seed_everything", str(self.seed), "--trainer.max_steps", str(self.steps),
@@ -73,18 +77,23 @@ def run_jobs(jobs: list[Job], folder: Path, workers: int | None = None) -> list[
             for job in jobs
         }
         with ThreadPoolExecutor(workers) as pool:
-            return list(
-                pool.map(lambda job: _run(job, folder / f"{job.name}-seed{job.seed}", bars, tasks[job]), jobs)
-            )
+            return list(pool.map(lambda job: _run(job, folder, bars, tasks[job]), jobs))
 
 
-def _run(job: Job, folder: Path, bars: Progress, task: TaskID) -> Result:
-    done = folder / "result.json"
-    if done.is_file():
-        result = Result(**json.loads(done.read_text()))
-        if result.command == job.command:
-            bars.update(task, completed=job.steps, state="done before")
-            return result
+def finished(job: Job, folder: Path) -> Result | None:
+    """The result of a run that is done, if it ran with the same command."""
+    done = folder / job.folder / "result.json"
+    if not done.is_file():
+        return None
+    result = Result(**json.loads(done.read_text()))
+    return result if result.command == job.command else None
+
+
+def _run(job: Job, parent: Path, bars: Progress, task: TaskID) -> Result:
+    if result := finished(job, parent):
+        bars.update(task, completed=job.steps, state="done before")
+        return result
+    folder = parent / job.folder
     folder.mkdir(parents=True, exist_ok=True)
     bars.start_task(task)
     start = time.monotonic()
@@ -98,7 +107,7 @@ def _run(job: Job, folder: Path, bars: Progress, task: TaskID) -> Result:
         job.name, job.seed, job.steps, job.command, str(folder), last_row(folder / "test", "test/"),
         last_row(folder, "val/")["val/mIoU"], round(wall, 1), round(cpu, 1),
     )  # fmt: skip
-    done.write_text(json.dumps(dataclasses.asdict(result), indent=1))
+    (folder / "result.json").write_text(json.dumps(dataclasses.asdict(result), indent=1))
     bars.update(task, state=f"mIoU {result.test['test/mIoU']:.1f}")
     return result
 

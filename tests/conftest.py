@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported, here and in the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -12,6 +13,8 @@ os.environ["WANDB_MODE"] = "disabled"
 
 import pytest
 import torch
+
+from tests.tiny import cityscapes_tree, gta5_tree
 
 torch.set_num_threads(1)
 
@@ -28,3 +31,12 @@ def _shared_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a test writes without a path of its own lands in its temporary folder."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> dict[str, Any]:
+    """Source 36×64, four images; target 32×64, five training and three validation images."""
+    return {
+        "source_root": str(gta5_tree(tmp_path / "gta")),
+        "target_root": str(cityscapes_tree(tmp_path / "city")),
+    }

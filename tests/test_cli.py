@@ -14,6 +14,7 @@ import zoo
 from tests.cli_toy import checkpoint, config, notes, only_run, zoo_run
 from zoo.__main__ import main
 from zoo.config_files import UsageError, find_config, resolve_configs
+from zoo.resume import Trained
 
 # -- the command itself ----------------------------------------------------------------------------------
 
@@ -138,3 +139,23 @@ def test_unreadable_checkpoint_is_one_line(content: bytes | None, capsys: pytest
     assert zoo_run("fit", "--ckpt_path", "x.ckpt") == 2
     expected = "is not a Lightning checkpoint" if content else "there is no such file"
     assert expected in capsys.readouterr().err
+
+
+def test_checkpoint_with_random_state_is_not_complained_about() -> None:
+    for callbacks, complaints in (({"ExactResume": {"rng_state": 1}}, 0), ({"EMATeacher": {}}, 1)):
+        torch.save({"callbacks": callbacks}, "x.ckpt")
+        assert len(Trained("x.ckpt").compare({"class_path": "x.X"}, resumes=True)) == complaints
+
+
+def test_checkpoint_of_a_script_is_compared_but_adds_nothing() -> None:
+    torch.save(
+        {"hyper_parameters": {"decay": 0.5, "other": 1}, "callbacks": {"a": {"rng_state": 1}}}, "x.ckpt"
+    )
+    trained = Trained("x.ckpt")
+    assert trained.as_options() == []
+    model = {"class_path": "x.X", "init_args": {"decay": 0.9}}
+    assert trained.compare(model, resumes=True) == [
+        "model.decay is 0.9 as you asked; the checkpoint was trained with 0.5"
+    ]
+    for name in (None, "best", "."):
+        assert Trained(name).compare(model, resumes=True) == []

@@ -57,11 +57,6 @@ def test_training_without_an_end_is_told(capsys: pytest.CaptureFixture[str]) -> 
         assert notices.endless_training({**unset, key: value}) == []
 
 
-def test_checkpoint_with_random_state_is_not_complained_about() -> None:
-    assert notices.no_random_state({"callbacks": {"ExactResume": {"rng_state": 1}}}) == []
-    assert len(notices.no_random_state({"callbacks": {"EMATeacher": {}}})) == 1
-
-
 def test_callback_that_lightning_drops_is_told(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

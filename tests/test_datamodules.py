@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -19,11 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import datamodules
-from datamodules import BenchmarkDataModule, GTA5Cityscapes, SemiSegmentation, StreetShift
+from datamodules import BenchmarkDataModule, GTA5Cityscapes, StreetShift
 from datamodules.batches import collate, random_flip, split_future, to_float
 from datamodules.layout import LayoutError
-from tests.data_ddp_script import Recorder
-from tests.tiny import GTA5_CITYSCAPES, STREETSHIFT, cityscapes_tree, expected_pairs, gta5_tree
+from tests.tiny import GTA5_CITYSCAPES, expected_pairs
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,26 +30,10 @@ class Darken(nn.Module):
         return image * 0.5
 
 
-@pytest.fixture
-def roots(tmp_path: Path) -> dict[str, Any]:
-    """Source 36×64, four images; target 32×64, five training and three validation images."""
-    return {
-        "source_root": str(gta5_tree(tmp_path / "gta")),
-        "target_root": str(cityscapes_tree(tmp_path / "city")),
-    }
-
-
 def uda(roots: dict[str, Any], stage: str | None = None, **settings: Any) -> GTA5Cityscapes:
     data = GTA5Cityscapes(**{**GTA5_CITYSCAPES, **roots, "seed": 0, **settings})
     data.prepare_data()
     data.setup(stage)
-    return data
-
-
-def semi(roots: dict[str, Any], **settings: Any) -> SemiSegmentation:
-    options = {"root": roots["target_root"], "crop": None, "num_workers": 0, "allow_partial": True, "seed": 0}
-    data = SemiSegmentation(**{**options, **settings})
-    data.setup()
     return data
 
 
@@ -279,70 +258,6 @@ def test_collate_nests_and_keeps_names() -> None:
 # Semi-supervised.
 
 
-def test_semi_supervised_split(roots: dict[str, Any]) -> None:
-    data = semi(roots, num_labelled=2, batch_size=1)
-    batches = epoch(data)
-    assert len(batches) == 3  # a pass over the unlabelled images
-    assert set(batches[0]["labelled"]) == {"image", "label", "index"}
-    assert set(batches[0]["unlabelled"]) == {"image", "index"}
-    labelled, unlabelled = (data.datasets["train"].domains[name].pairs for name in ("labelled", "unlabelled"))
-    names = {pair.name for pair in labelled}, {pair.name for pair in unlabelled}
-    assert (len(names[0]), len(names[1])) == (2, 3)
-    assert not names[0] & names[1]
-    assert sorted(int(batch["unlabelled"]["index"]) for batch in batches) == [0, 1, 2]
-    again = semi(roots, num_labelled=2, seed=9)
-    assert {pair.name for pair in again.datasets["train"].domains["labelled"].pairs} == names[0]
-    splits = {
-        tuple(
-            p.name
-            for p in semi(roots, num_labelled=2, split_seed=s).datasets["train"].domains["labelled"].pairs
-        )
-        for s in range(6)
-    }
-    assert len(splits) > 1
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "traincity1_000003_000019",
-        "leftImg8bit/train/traincity1/traincity1_000003_000019_leftImg8bit.png gtFine/ignored.png",
-    ],
-)
-def test_labelled_list(roots: dict[str, Any], tmp_path: Path, line: str) -> None:
-    listed = tmp_path / "labelled.txt"
-    listed.write_text(f"\n{line}\n")
-    data = semi(roots, labelled_list=str(listed))
-    labelled = data.datasets["train"].domains["labelled"].pairs
-    assert [pair.name for pair in labelled] == ["traincity1_000003_000019"]
-    listed.write_text(f"{line}\nnobody\n")
-    with pytest.raises(ValueError, match=r"1 of its 2 entries are no training image: \['nobody'\]"):
-        semi(roots, labelled_list=str(listed))
-    listed.write_text("\n")
-    with pytest.raises(ValueError, match="it is empty"):
-        semi(roots, labelled_list=str(listed))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"num_labelled": 5}, "num_labelled asks for 5 labelled images of 5"),
-        ({"num_labelled": 50}, "num_labelled asks for 50 labelled images of 5"),
-        ({"num_labelled": 0}, "num_labelled must be at least 1, got 0"),
-        ({}, "exactly one of num_labelled and labelled_list"),
-        ({"num_labelled": 1, "labelled_list": "x.txt"}, "exactly one of num_labelled and labelled_list"),
-    ],
-)
-def test_wrong_numbers_of_labelled_images(
-    roots: dict[str, Any], settings: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        semi(roots, **settings)
-
-
-# Arguments.
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -399,54 +314,3 @@ def test_importing_the_package_and_its_facts_does_not_import_torch() -> None:
 
 
 # With the Trainer.
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SELFZOO_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.mark.usefixtures("cache")
-def test_the_trainer_sees_new_draws_every_epoch(tmp_path: Path) -> None:
-    recorder = Recorder()
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path,
-    )  # fmt: skip
-    data = StreetShift(**{**STREETSHIFT, "seed": 0})
-    trainer.fit(recorder, datamodule=data)
-    first, second = recorder.seen["source"][:3], recorder.seen["source"][3:]
-    assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(6))
-    assert first != second
-    assert recorder.seen["val"] == [[0, 1], [2]] * 2
-    predicted = trainer.predict(Predictor(), datamodule=data)
-    assert predicted == [["streetshift_400000_000000", "streetshift_400001_000000"]]
-
-
-class Predictor(L.LightningModule):
-    """Hands out the names it is shown."""
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[str]:
-        assert batch["image"].dtype == torch.float32
-        return list(batch["name"])
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("cache")
-def test_two_ranks_see_different_images(tmp_path: Path) -> None:
-    settings = {**STREETSHIFT, "num_source": 8, "seed": 0}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "tests.data_ddp_script", str(tmp_path), json.dumps(settings)]
-    done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
-    # 8 source images, 2 ranks, 2 a batch: two steps an epoch, each image once over both ranks.
-    for start in (0, 2):
-        shown = [index for rank in ranks for batch in rank["source"][start : start + 2] for index in batch]
-        assert sorted(shown) == list(range(8))
-    assert ranks[0]["target"] != ranks[1]["target"]
-    # Three validation images, two epochs: none shown twice, although the ranks have unequal shares.
-    assert sorted(chain(*ranks[0]["val"], *ranks[1]["val"])) == [0, 0, 1, 1, 2, 2]

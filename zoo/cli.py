@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import os
-import pickle
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
@@ -27,6 +22,7 @@ from zoo.cards import Card
 from zoo.cli_errors import ZooParser, plain_message
 from zoo.config_files import UsageError, last_value, read_sources, replaced_lists, resolve_configs
 from zoo.method import Method
+from zoo.resume import Trained
 from zoo.run_folder import RunRecorder, Wandb, open_run_folder, run_checkpoints, run_loggers
 
 # Said by libraries about each other, or made untrue by what happens here; nothing a user could act on.
@@ -40,10 +36,6 @@ QUIET = (
 )
 # Evaluating needs none of the callbacks that kept state while training; resuming does.
 QUIET_EVALUATION = (r".*callbacks used to create the checkpoint need to be provided.*",)
-
-LIGHTNING_CHECKPOINTS = ("best", "last", "hpc")  # names that Lightning resolves itself
-# Of a method's `optim`, what a resumed run may change; the rest lies in the optimiser's state.
-SCHEDULE = {f"optim.{name}" for name in ("schedule", "power", "warmup_steps", "warmup_ratio", "total_steps")}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -91,7 +83,6 @@ class ZooCLI(LightningCLI):
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.verb, *self.options = argv
-        self.notes: list[str] = []
         super().__init__(
             Method,
             BenchmarkDataModule,
@@ -124,39 +115,16 @@ class ZooCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse with the checkpoint's hyper-parameters below everything that was typed."""
         sources = read_sources(self.options)
-        checkpoint = read_checkpoint(last_value(sources, "ckpt_path"))
-        trained = dict(checkpoint.get("hyper_parameters", {}))
-        class_path = trained.pop("_class_path", None)
-        trained.pop("_instantiator", None)
-        below = []
-        if class_path:
-            below = ["--config", json.dumps({"model": {"class_path": class_path, "init_args": trained}})]
-        self.config = parser.parse_args([self.verb, *below, *self.options])
-
+        trained = Trained(last_value(sources, "ckpt_path"))
+        self.config = parser.parse_args([self.verb, *trained.as_options(), *self.options])
         config = self.config[self.verb]
-        if class_path and resolve_name(class_path) is not resolve_name(config.model.class_path):
-            raise UsageError(
-                f"--ckpt_path holds a {class_path}, the command asks for a {config.model.class_path}: "
-                "leave the model to the checkpoint, or choose another checkpoint"
-            )
-        resolved = yaml.safe_load(self._parser(self.verb).dump(config, skip_unset=False))
-        model = resolved["model"].get("init_args", {})
-        self.notes += replaced_lists(sources)
-        for key, (before, now) in notices.differences(trained, model).items():
-            if self.verb == "fit" and key.partition(".")[0] == "optim" and key not in SCHEDULE:
-                raise UsageError(
-                    f"model.{key} is {now!r}, but resuming restores the optimiser of the checkpoint, trained "
-                    f"with {before!r}: leave it out, or start a run of its own without --ckpt_path"
-                )
-            self.notes.append(
-                f"model.{key} is {now!r} as you asked; the checkpoint was trained with {before!r}"
-            )
-        if self.verb == "fit":
-            self.notes += notices.endless_training(config.trainer)
-            self.notes += notices.no_random_state(checkpoint) if checkpoint else []
+        plain = yaml.safe_load(self._parser(self.verb).dump(config, skip_unset=False))
+        fits = self.verb == "fit"
+        self.notes = replaced_lists(sources) + trained.compare(plain["model"], resumes=fits)
+        self.notes += notices.endless_training(config.trainer) if fits else []
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning lets the checkpoint override what was typed; above it is the other way round."""
+        """Lightning would let the checkpoint override what was typed here."""
 
     # -- the run ----------------------------------------------------------------------------------------
 
@@ -197,19 +165,3 @@ def card_name(config: Namespace, cards: Iterable[Card]) -> str:
     """Registry name of a configured class, or for a class without a card its own name in lower case."""
     class_name = config.class_path.rpartition(".")[2]
     return next((card.name for card in cards if card.class_name == class_name), class_name.lower())
-
-
-def read_checkpoint(path: str | None) -> dict[str, Any]:
-    """A checkpoint file, its tensors left on disk; empty where no file was named.
-
-    Raises:
-        UsageError: there is no such file, or it is no checkpoint that can be loaded safely.
-    """
-    if not path or path in LIGHTNING_CHECKPOINTS or Path(path).is_dir():
-        return {}
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError as error:
-        raise UsageError(f"--ckpt_path {path}: there is no such file") from error
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise UsageError(f"--ckpt_path {path} is not a Lightning checkpoint of plain values") from error

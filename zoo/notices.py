@@ -26,25 +26,6 @@ def endless_training(trainer: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def differences(trained: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted key → (value in the checkpoint, value now) for the options in which the two differ."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for key in trained.keys() & typed.keys():
-        before, now = trained[key], typed[key]
-        if isinstance(before, Mapping) and isinstance(now, Mapping):
-            found |= {f"{key}.{inner}": values for inner, values in differences(before, now).items()}
-        elif before != now:
-            found[key] = before, now
-    return dict(sorted(found.items()))
-
-
-def no_random_state(checkpoint: Mapping[str, Any]) -> list[str]:
-    """Lightning stores no random state; a callback that does so keeps it under ``rng_state``."""
-    if any("rng_state" in state for state in checkpoint.get("callbacks", {}).values()):
-        return []
-    return ["the checkpoint holds no random state: the resumed run draws other samples than an unbroken one"]
-
-
 def replaced_defaults(configured: Sequence[Callback], defaults: Sequence[Callback]) -> list[str]:
     """A method adds a default callback only where the config has none of its kind."""
     return [

@@ -11,7 +11,7 @@ import json
 import statistics
 from pathlib import Path
 
-from benchmarks.runner import Job, Result, default_workers, run_jobs
+from benchmarks.runner import Job, Result, default_workers, finished, run_jobs
 from datamodules import StreetShift
 
 STEPS, MIX_START = 800, 150
@@ -29,7 +29,6 @@ def jobs(seed: int) -> list[Job]:
     return [
         job("FST-D K=3", "fst/embedded", "--model.depth", "3"),
         job("FST-W N=3", "fst/embedded_wide"),
-        job("self-training, compute of K=3", "self_training/embedded", steps=runs_until(3)),
         job("FST-D K=1", "fst/embedded"),
         job("self-training, compute of K=1", "self_training/embedded", steps=runs_until(1)),
         job("source + jitter, compute of K=1", "source_only/embedded_jitter", steps=runs_until(1)),
@@ -37,6 +36,7 @@ def jobs(seed: int) -> list[Job]:
         job("source-only", "source_only/embedded"),
         job("source + jitter", "source_only/embedded_jitter"),
         job("oracle", "source_only/embedded_oracle"),
+        job("self-training, compute of K=3", "self_training/embedded", steps=runs_until(3)),
     ]
 
 
@@ -51,6 +51,8 @@ def summary(results: list[Result], seeds: list[int]) -> str:
     lines = ["| run | steps | test mIoU | per seed | CPU s |", "|---|---|---|---|---|"]
     for name in ORDER:
         rows = sorted((r for r in results if r.name == name), key=lambda r: seeds.index(r.seed))
+        if not rows:
+            continue
         values = [row.test["test/mIoU"] for row in rows]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         each = " ".join(f"{value:.1f}" for value in values)
@@ -66,9 +68,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/learning/fst"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=default_workers())
+    parser.add_argument("--report", action="store_true", help="only the table, of the runs that are finished")
     arguments = parser.parse_args()
-    StreetShift(batch_size=8).prepare_data()
     todo = [job for seed in arguments.seeds for job in jobs(seed)]
+    todo.sort(key=lambda job: job.steps > runs_until(1))  # the longest runs of all seeds come last
+    if arguments.report:
+        results = [result for job in todo if (result := finished(job, arguments.folder)) is not None]
+        print(summary(results, arguments.seeds))
+        return
+    StreetShift(batch_size=8).prepare_data()
     results = run_jobs(todo, arguments.folder, arguments.workers)
     print(summary(results, arguments.seeds))
     (arguments.folder / "results.json").write_text(json.dumps([vars(result) for result in results], indent=1))
