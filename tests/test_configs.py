@@ -56,12 +56,19 @@ MINIATURES: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
+#: Of backbones that take gigabytes to train, the smallest of the same family.
+SMALLER = {"pvt_v2_b5": "pvt_v2_b0"}
+
+
 def miniature(config: str, folder: Path) -> list[str]:
     """The command-line options that put a config on miniature data and never ask for a download."""
     content = yaml.safe_load((package_configs() / f"{config}.yaml").read_text())
     options = tiny.as_options(MINIATURES[content["data"]["class_path"]](folder))
-    if content["model"]["init_args"].get("pretrained"):
+    model = content["model"]["init_args"]
+    if model.get("pretrained"):
         options += ["--model.pretrained", "false"]
+    if model["backbone"] in SMALLER:
+        options += ["--model.backbone", SMALLER[model["backbone"]]]
     return options
 
 

@@ -4,7 +4,7 @@ from zoo.nn.augment import DACSAugment, PhotometricJitter
 from zoo.nn.blur import blur_kernel_size, gaussian_blur
 from zoo.nn.color import color_jitter
 from zoo.nn.entropy import masked_percentile, prediction_entropy
-from zoo.nn.heads import DECODE_HEADS, FPNHead, create_decode_head
+from zoo.nn.heads import DECODE_HEADS, DAFormerHead, DeepLabV2Head, FPNHead, create_decode_head
 from zoo.nn.losses import (
     downscale_label,
     entropy_filtered_cross_entropy,
@@ -31,6 +31,8 @@ __all__ = [
     "CutMix",
     "CutOut",
     "DACSAugment",
+    "DAFormerHead",
+    "DeepLabV2Head",
     "EntropyFilter",
     "FPNHead",
     "FixedThreshold",
