@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from callbacks.ema_teacher import EMATeacher, Timing
 from callbacks.pseudo_label import PseudoLabeler
 from zoo.method import Batch, Method, trainer_callbacks
-from zoo.teacher import Teacher, tensors
+from zoo.teacher import Teacher
 
 Rewind = Literal["parameters", "everything"]
 Order = Literal["uda", "semi"]
@@ -28,8 +28,8 @@ class FutureTeacher(EMATeacher):
     Works with any method whose ``losses(batch)`` are pure: it knows the ``Method`` contract only. Labels come
     from the trainer's :class:`PseudoLabeler` and are drawn afresh for every virtual step, by the teacher as it
     is then. Virtual steps use the method's own optimiser, gradient clipping and precision, gradients averaged
-    over ranks; they never count in ``global_step``, schedules or logs. The student's parameters are put back
-    bit for bit.
+    over ranks; they never count in ``global_step``, schedules or logs. All trained parameters are put back bit
+    for bit.
 
     ``depth=K`` (FST-D) takes K virtual steps one after another on the batch of the step; the teacher absorbs
     the current student, then each virtual one. ``width=N`` (FST-W) takes N virtual steps from the same student
@@ -124,10 +124,13 @@ class FutureTeacher(EMATeacher):
         if not self._looked_ahead:
             super().before_step(trainer, pl_module, batch)
             return
-        self._keep(student)
-        state = _State(trainer.optimizers[0], student, teacher) if self.rewind == "everything" else None
-        (self._wide if self.width else self._deep)(trainer, pl_module, batch)
-        self._put_back(student)
+        trained = trained_parameters(trainer)
+        self._kept = _copy_into(self._kept, trained)
+        state = _State(trainer.optimizers[0], pl_module, teacher) if self.rewind == "everything" else None
+        try:
+            (self._wide if self.width else self._deep)(trainer, pl_module, batch)
+        finally:  # an interrupted look-ahead must not leave a virtual student to a last checkpoint
+            _copy_into(trained, self._kept)
         if state is not None:
             state.restore()
         if self.in_copy_epochs(trainer):
@@ -168,18 +171,20 @@ class FutureTeacher(EMATeacher):
                 f"FutureTeacher(width={self.width}) needs {self.width} further batches in batch['future'] and found "
                 f"{len(futures)}: use a datamodule of this zoo (it has future_batches), or draw them in yours"
             )
-        teacher, student = self.networks(method)
-        parameters = tensors(student)
+        teacher, _ = self.networks(method)
+        trained = trained_parameters(trainer)
         for index, future in enumerate(futures):
             if index:
-                self._put_back(student)
+                _copy_into(trained, self._kept)
             self._virtual_step(trainer, method, future)
-            if self.width > 1:
-                self._add_to_soup(parameters, first=index == 0)
+            if self.width > 1 and index == 0:
+                self._soup = _copy_into(self._soup, trained)
+            elif self.width > 1:
+                with torch.no_grad():
+                    torch._foreach_add_(self._soup, trained)
         if self.width > 1:
-            with torch.no_grad():
-                torch._foreach_div_(self._soup, float(self.width))
-                torch._foreach_copy_(parameters, self._soup)
+            torch._foreach_div_(self._soup, float(self.width))
+            _copy_into(trained, self._soup)
         self.move(trainer, method, teacher.steps)
 
     def _virtual_step(self, trainer: L.Trainer, method: Method, batch: Batch) -> None:
@@ -196,7 +201,7 @@ class FutureTeacher(EMATeacher):
             loss = torch.stack(list(method.losses(batch).values())).sum()
         (scaler.scale(loss) if scaler else loss).backward()
         if isinstance(trainer.strategy, DDPStrategy):
-            _average_gradients(trainer, optimizer)
+            _average_gradients(trainer)
         if scaler:
             scaler.unscale_(optimizer)
         method.configure_gradient_clipping(
@@ -216,37 +221,28 @@ class FutureTeacher(EMATeacher):
         if self.order == "uda":
             teacher.advance()
 
-    @torch.no_grad()
-    def _keep(self, student: nn.Module) -> None:
-        """Copy the student's parameters into storage that is allocated once."""
-        parameters = tensors(student)
-        if len(self._kept) != len(parameters) or self._kept[0].device != parameters[0].device:
-            self._kept = [torch.empty_like(parameter) for parameter in parameters]
-        torch._foreach_copy_(self._kept, parameters)
 
-    @torch.no_grad()
-    def _put_back(self, student: nn.Module) -> None:
-        """Give the student its own parameters again, bit for bit and in place."""
-        torch._foreach_copy_(tensors(student), self._kept)
+def trained_parameters(trainer: L.Trainer) -> list[Tensor]:
+    """What the optimiser moves: the student's trainable parameters and those of any further trained module."""
+    return [parameter for group in trainer.optimizers[0].param_groups for parameter in group["params"]]
 
-    @torch.no_grad()
-    def _add_to_soup(self, parameters: list[Tensor], first: bool) -> None:
-        if first:
-            if not self._soup or self._soup[0].device != parameters[0].device:
-                self._soup = [torch.empty_like(parameter) for parameter in parameters]
-            torch._foreach_copy_(self._soup, parameters)
-        else:
-            torch._foreach_add_(self._soup, parameters)
+
+@torch.no_grad()
+def _copy_into(target: list[Tensor], source: list[Tensor]) -> list[Tensor]:
+    """Copy in place and bit for bit; storage that is missing or lies elsewhere is made first."""
+    if len(target) != len(source) or any(t.device != s.device for t, s in zip(target, source, strict=True)):
+        target = [torch.empty_like(tensor) for tensor in source]
+    torch._foreach_copy_(target, source)
+    return target
 
 
 class _State:
-    """What ``rewind="everything"`` puts back: optimiser state, buffers of both networks, the ramp counter."""
+    """What ``rewind="everything"`` puts back: optimiser state, all buffers of the method, the ramp counter."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, student: nn.Module, teacher: Teacher) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, method: nn.Module, teacher: Teacher) -> None:
         self.optimizer, self.teacher, self.steps = optimizer, teacher, teacher.steps
         self.moments = {parameter: copy.deepcopy(state) for parameter, state in optimizer.state.items()}
-        networks = (student, teacher.network)
-        self.buffers = [(buffer, buffer.clone()) for network in networks for buffer in network.buffers()]
+        self.buffers = [(buffer, buffer.clone()) for buffer in method.buffers() if buffer is not teacher.step]
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -258,19 +254,17 @@ class _State:
         self.teacher.advance(self.steps - self.teacher.steps)
 
 
-def _average_gradients(trainer: L.Trainer, optimizer: torch.optim.Optimizer) -> None:
+def _average_gradients(trainer: L.Trainer) -> None:
     """Average gradients over ranks: outside its own forward DDP does not.
 
     A parameter without gradient on this rank takes part with zeros, so that ranks whose batches exercise
     different branches still send the same messages.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
     by_type: dict[Any, list[Tensor]] = {}
-    for parameter in parameters:
-        by_type.setdefault((parameter.grad.dtype, parameter.grad.device), []).append(parameter.grad)
+    for parameter in trained_parameters(trainer):
+        if (gradient := parameter.grad) is None:
+            gradient = parameter.grad = torch.zeros_like(parameter)
+        by_type.setdefault((gradient.dtype, gradient.device), []).append(gradient)
     for gradients in by_type.values():
         bucket: list[Tensor] = []
         for index, gradient in enumerate(gradients):

@@ -210,6 +210,51 @@ def test_what_is_rewound(rewind: str, look: dict) -> None:
         assert all(new["gradients"])  # nothing of the virtual gradients is left
 
 
+def test_every_trained_module_is_put_back() -> None:
+    class WithHead(ToyMethod):
+        def __init__(self) -> None:
+            super().__init__(optim=ADAMW)
+            self.head = nn.Linear(4, 4)
+
+        def trained_modules(self) -> list[nn.Module]:
+            return [self.student, self.head]
+
+        def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+            losses = super().losses(batch)
+            return {**losses, "head": self.head(self.student(batch["source"]["image"])).square().mean()}
+
+    heads: list[Tensor] = []
+
+    class Watch(Callback):
+        def __init__(self, order: int) -> None:
+            self.step_order = order
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            heads.append(pl_module.head.weight.detach().clone())
+
+    toy_trainer(max_steps=3, callbacks=[FutureTeacher(depth=2), Watch(5), Watch(15)]).fit(
+        WithHead(), toy_loader(3)
+    )
+    assert all(torch.equal(before, after) for before, after in zip(heads[::2], heads[1::2], strict=True))
+    assert not torch.equal(heads[0], heads[-1])
+
+
+def test_an_interrupted_look_ahead_leaves_the_real_student() -> None:
+    class Fails(ToyMethod):
+        runs = 0
+
+        def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+            self.runs += 1
+            if self.runs == 4:  # the second virtual run of the second iteration
+                raise RuntimeError("out of memory")
+            return super().losses(batch)
+
+    method, record = Fails(optim=ADAMW), Record()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        toy_trainer(max_steps=3, callbacks=[FutureTeacher(depth=3), record]).fit(method, toy_loader(3))
+    assert_same(weights(method.student), record.student[-1], rtol=0, atol=0)
+
+
 def test_everything_rewound_leaves_only_a_better_teacher() -> None:
     """A method whose loss ignores the teacher trains exactly as without look-ahead."""
 

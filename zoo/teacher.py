@@ -167,12 +167,12 @@ class Teacher(nn.Module):
 
     def parameters_finite(self) -> Tensor:
         """One boolean on the device: whether every parameter is finite."""
-        largest = torch._foreach_norm(tensors(self.network), float("inf"))
+        largest = torch._foreach_norm(list[Tensor](self.network.parameters()), float("inf"))
         return torch.isfinite(torch.stack([norm.float() for norm in largest])).all()
 
     def checksum(self) -> Tensor:
         """A number on the device that changes when the parameters do (float64 sum of their 1-norms)."""
-        sums = torch._foreach_norm(tensors(self.network), 1)
+        sums = torch._foreach_norm(list[Tensor](self.network.parameters()), 1)
         return torch.stack([norm.double() for norm in sums]).sum()
 
     def _parameter_pairs(self, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
@@ -198,11 +198,6 @@ class Teacher(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the cached pairing out of copies and pickles: it would drag the student along."""
         return {**self.__dict__, "_pairs": None}
-
-
-def tensors(module: nn.Module) -> list[Tensor]:
-    """The parameters of ``module`` as the list of plain tensors that foreach operations take."""
-    return list(module.parameters())
 
 
 def _unwrap(module: nn.Module) -> nn.Module:

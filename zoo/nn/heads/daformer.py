@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.nn.heads.classifier import pixel_classifier
+
 
 class ConvBNReLU(nn.Sequential):
     """Convolution without bias, batch norm, ReLU; children are called ``conv`` and ``bn`` as in released files."""
@@ -86,12 +88,10 @@ class DAFormerHead(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.conv_seg = nn.Conv2d(width, num_classes, 1)
+        self.conv_seg = pixel_classifier(width, num_classes)
         self.embed_layers = nn.ModuleList(Projection(c, width) for c in channels)
         self.fuse_layer = ContextFusion(len(channels) * width, width, dilations)
         self.dropout = nn.Dropout2d(dropout)
-        nn.init.normal_(self.conv_seg.weight, std=0.01)
-        nn.init.zeros_(self.conv_seg.bias)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Maps, fine to coarse → logits ``[B, num_classes, h_0, w_0]``."""

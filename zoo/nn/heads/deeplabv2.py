@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from zoo.nn.heads.classifier import pixel_classifier
+
 
 class DeepLabV2Head(nn.Module):
     """Sum of dilated 3×3 classifiers on the coarsest map: Chen et al., "DeepLab" (TPAMI 2018), section 3.2.
@@ -23,14 +25,18 @@ class DeepLabV2Head(nn.Module):
     def __init__(self, channels: Sequence[int], num_classes: int, dilations: Sequence[int] = (6, 12)) -> None:
         super().__init__()
         self.aspp_modules = nn.ModuleList(
-            nn.ModuleDict({"conv": nn.Conv2d(channels[-1], num_classes, 3, padding=d, dilation=d)})
-            for d in dilations
+            DilatedClassifier(channels[-1], num_classes, dilation) for dilation in dilations
         )
-        for branch in self.aspp_modules:
-            nn.init.normal_(branch["conv"].weight, std=0.01)
-            nn.init.zeros_(branch["conv"].bias)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Maps, fine to coarse → logits ``[B, num_classes, h, w]`` of the coarsest one."""
-        first, *others = [branch["conv"](features[-1]) for branch in self.aspp_modules]
+        first, *others = [branch(features[-1]) for branch in self.aspp_modules]
         return sum(others, first)
+
+
+class DilatedClassifier(nn.Sequential):
+    """A dilated 3×3 convolution to class logits; the child is called ``conv`` as in released files."""
+
+    def __init__(self, inputs: int, num_classes: int, dilation: int) -> None:
+        super().__init__()
+        self.conv = pixel_classifier(inputs, num_classes, 3, dilation)
