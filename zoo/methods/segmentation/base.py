@@ -119,9 +119,11 @@ class SegmentationMethod(Method):
     def _log_iou(self, stage: str) -> None:
         result = self.iou.compute()
         self.iou.reset()
-        self.log(f"{stage}/mIoU", 100.0 * result["mIoU"], prog_bar=True)
+        # Ranks hold equal values, the metric has synchronised them; sync_dist only says so to Lightning.
+        self.log(f"{stage}/mIoU", 100.0 * result["mIoU"], prog_bar=True, sync_dist=True)
         counted = self.iou.classes if self.iou.classes is not None else range(self.num_classes)
-        self.log_dict({f"{stage}/iou_{self.class_names[c]}": 100.0 * result["iou"][c] for c in counted})
+        per_class = {f"{stage}/iou_{self.class_names[c]}": 100.0 * result["iou"][c] for c in counted}
+        self.log_dict(per_class, sync_dist=True)
 
     # -- prediction -------------------------------------------------------------------------------------
 
