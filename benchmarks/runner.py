@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -158,3 +159,20 @@ def last_row(folder: Path, prefix: str) -> dict[str, float]:
     for row in csv.DictReader(path.open()):
         values |= {key: float(value) for key, value in row.items() if key.startswith(prefix) and value}
     return values
+
+
+def summary(results: list[Result], order: list[str], seeds: list[int]) -> str:
+    """A Markdown row per method: test mIoU mean ± std and per seed, steps, CPU seconds."""
+    lines = ["| run | steps | test mIoU | per seed | CPU s |", "|---|---|---|---|---|"]
+    for name in order:
+        rows = sorted((r for r in results if r.name == name), key=lambda r: seeds.index(r.seed))
+        if not rows:
+            continue
+        values = [row.test["test/mIoU"] for row in rows]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        each = " ".join(f"{value:.1f}" for value in values)
+        cpu = statistics.mean(row.cpu_seconds for row in rows)
+        lines.append(
+            f"| {name} | {rows[0].steps} | {statistics.mean(values):.1f} ± {spread:.1f} | {each} | {cpu:.0f} |"
+        )
+    return "\n".join(lines)

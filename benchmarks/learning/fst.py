@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 
-from benchmarks.runner import Job, Result, default_workers, finished, run_jobs
+from benchmarks.runner import Job, default_workers, finished, run_jobs, summary
 from datamodules import StreetShift
 
 STEPS, MIX_START = 800, 150
@@ -46,23 +45,6 @@ ORDER = [
 ]  # fmt: skip
 
 
-def summary(results: list[Result], seeds: list[int]) -> str:
-    """A Markdown row per method: test mIoU mean ± std and per seed, steps, CPU seconds."""
-    lines = ["| run | steps | test mIoU | per seed | CPU s |", "|---|---|---|---|---|"]
-    for name in ORDER:
-        rows = sorted((r for r in results if r.name == name), key=lambda r: seeds.index(r.seed))
-        if not rows:
-            continue
-        values = [row.test["test/mIoU"] for row in rows]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        each = " ".join(f"{value:.1f}" for value in values)
-        cpu = statistics.mean(row.cpu_seconds for row in rows)
-        lines.append(
-            f"| {name} | {rows[0].steps} | {statistics.mean(values):.1f} ± {spread:.1f} | {each} | {cpu:.0f} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/learning/fst"))
@@ -74,11 +56,11 @@ def main() -> None:
     todo.sort(key=lambda job: job.steps > runs_until(1))  # the longest runs of all seeds come last
     if arguments.report:
         results = [result for job in todo if (result := finished(job, arguments.folder)) is not None]
-        print(summary(results, arguments.seeds))
+        print(summary(results, ORDER, arguments.seeds))
         return
     StreetShift(batch_size=8).prepare_data()
     results = run_jobs(todo, arguments.folder, arguments.workers)
-    print(summary(results, arguments.seeds))
+    print(summary(results, ORDER, arguments.seeds))
     (arguments.folder / "results.json").write_text(json.dumps([vars(result) for result in results], indent=1))
 
     by = {(result.name, result.seed): result.test["test/mIoU"] for result in results}

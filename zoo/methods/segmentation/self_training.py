@@ -19,14 +19,23 @@ THINGS = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
 
 
 class SourceOnly(SegmentationMethod):
-    """Cross-entropy on labelled source images: the lower bound of domain adaptation.
+    """Cross-entropy on the labelled images alone: the lower bound of adaptation and semi-supervision.
 
     With the datamodule's ``oracle: true`` the same class is the upper bound, trained on target labels.
+
+    Args:
+        labelled: key of the labelled part of the batch, ``source`` or ``labelled``; names the loss term too.
+        **kwargs: see :class:`SegmentationMethod`.
     """
 
+    def __init__(self, labelled: str = "source", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.labelled = labelled
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """``source``: pixel cross-entropy."""
-        return {"source": self.cross_entropy(self.student(batch["source"]["image"]), batch["source"])}
+        """One term: pixel cross-entropy."""
+        part = batch[self.labelled]
+        return {self.labelled: self.cross_entropy(self.student(part["image"]), part)}
 
 
 class SelfTraining(SegmentationMethod):
@@ -99,19 +108,27 @@ class SelfTraining(SegmentationMethod):
 
     def pseudo_labeler(self) -> PseudoLabeler:
         """Predict (teacher) → weight (confidence share) → ClassMix → strong augmentation."""
+        return PseudoLabeler(**self.labelling())
+
+    def labelling(self) -> dict[str, Any]:
+        """The arguments of the pseudo-labeller."""
         augment = {"dacs": DACSAugment, "photometric": PhotometricJitter, "none": nn.Identity}[
             self.strong_augment
         ]
-        return PseudoLabeler(
-            weight=ConfidenceShare(self.threshold, *self.ignored_rows),
-            mix=ClassMix(self.classes_from, self.ignore_index),
-            augment=augment(),
-            start_step=self.mix_start,
-        )
+        return {
+            "weight": ConfidenceShare(self.threshold, *self.ignored_rows),
+            "mix": ClassMix(self.classes_from, self.ignore_index),
+            "augment": augment(),
+            "start_step": self.mix_start,
+        }
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """``source``, optionally ``feature_distance``, and ``mixed`` once target images take part."""
-        source = batch["source"]
+        losses, _ = self.source_losses(batch["source"])
+        return {**losses, **self.mixed_losses(batch)}
+
+    def source_losses(self, source: Batch) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """The terms of labelled source images, and the student's maps of the same forward."""
         logits, features = self.student.forward_with_features(source["image"])
         losses = {"source": self.cross_entropy(logits, source)}
         if self.feature_distance:
@@ -125,6 +142,11 @@ class SelfTraining(SegmentationMethod):
                 self.num_classes,
                 self.ignore_index,
             )
-        if "mixed" in batch:
-            losses["mixed"] = self.cross_entropy(self.student(batch["mixed"]["image"]), batch["mixed"])
-        return losses
+        return losses, features
+
+    def mixed_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The term of mixed images, once there are any."""
+        if "mixed" not in batch:
+            return {}
+        mixed = batch["mixed"]
+        return {"mixed": self.cross_entropy(self.student(mixed["image"]), mixed)}
