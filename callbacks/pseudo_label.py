@@ -103,17 +103,27 @@ class PseudoLabeler(Callback):
                 f"{missing[0]!r}, only {sorted(batch)}. Use a datamodule that gives both, or set the two keys."
             )
         if method.global_step < self.start_step:
-            return dict(batch)
-        unlabelled = dict(batch[self.unlabelled])
-        with torch.no_grad(), method.forward_context():
-            logits = self.parts["predict"](method, unlabelled["image"]).float()
-            unlabelled["pseudo_label"] = logits.argmax(1)
-            unlabelled["pseudo_weight"] = self.parts["weight"](logits, unlabelled.get("index"))
-        labelled = {**batch, self.unlabelled: unlabelled}
-        if "mix" in self.parts:
-            with torch.no_grad():
-                mixed = self.parts["mix"](batch[self.labelled], unlabelled)
-                if "augment" in self.parts:
-                    mixed["image"] = self.parts["augment"](mixed["image"])
-            labelled["mixed"] = mixed
-        return labelled
+            return self.augment(dict(batch))
+        with torch.no_grad():
+            with method.forward_context():
+                labelled = {**batch, self.unlabelled: self.annotate(method, batch)}
+            if "mix" in self.parts:
+                labelled["mixed"] = self.parts["mix"](batch[self.labelled], labelled[self.unlabelled])
+            return self.augment(labelled)
+
+    def annotate(self, method: Method, batch: Batch) -> Batch:
+        """Return the unlabelled part with ``pseudo_label`` and ``pseudo_weight``."""
+        part = batch[self.unlabelled]
+        scores = self.scores(method, part)
+        weight = self.parts["weight"](scores, part.get("index"))
+        return {**part, "pseudo_label": scores.argmax(1), "pseudo_weight": weight}
+
+    def scores(self, method: Method, part: Batch) -> Tensor:
+        """Return what labels and weights are made of: the logits of the unlabelled images."""
+        return self.parts["predict"](method, part["image"]).float()
+
+    def augment(self, batch: Batch) -> Batch:
+        """Replace the mixed images of a fresh batch dict, where it has any, by augmented ones."""
+        if "mixed" in batch and "augment" in self.parts:
+            batch["mixed"]["image"] = self.parts["augment"](batch["mixed"]["image"])
+        return batch

@@ -82,6 +82,7 @@ class UDASegmentation(SegmentationDataModule):
         source_resize: bounds of the long and short side of source images; the aspect ratio is kept.
         target_resize: the same for target images, in training and evaluation.
         crop: height and width of training windows; None takes whole images.
+        crop_target: False hands target images over whole, for methods that cut them by their pseudo-labels.
         flip: probability of mirroring a training image.
         source_augment: photometric augmentation of labelled images on the device: a module that maps float
             images ``[B,3,H,W]`` in [0, 1] to the same. True takes ``zoo.nn.augment.PhotometricJitter()``.
@@ -110,6 +111,7 @@ class UDASegmentation(SegmentationDataModule):
         source_resize: Size | None = (1280, 720),
         target_resize: Size | None = (1024, 512),
         crop: Size | None = (512, 512),
+        crop_target: bool = True,
         flip: float = 0.5,
         source_augment: nn.Module | bool = False,
         oracle: bool = False,
@@ -133,7 +135,7 @@ class UDASegmentation(SegmentationDataModule):
             allow_partial=allow_partial,
         )
         self.source_root, self.target_root = source_root, target_root
-        self.source_resize, self.oracle = source_resize, oracle
+        self.source_resize, self.oracle, self.crop_target = source_resize, oracle, crop_target
         self.source_augment = _resolve_augment(source_augment)
         self.rare_class_temperature, self.rare_class_min_pixels = (
             rare_class_temperature,
@@ -173,7 +175,7 @@ class UDASegmentation(SegmentationDataModule):
             self.usable_pairs(reports["target_root"], "train"),
             None,
             self.resize,
-            crop=self.crop,
+            crop=self.crop if self.crop_target else None,
             cache=self.cache,
         )
         pickers = {}

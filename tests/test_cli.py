@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import zoo
@@ -56,9 +57,9 @@ def test_config_names_resolve_here_before_the_package() -> None:
 
 def test_unknown_config_names_the_nearest_and_all() -> None:
     with pytest.raises(
-        UsageError, match=r"--config fst/embeded: .*did you mean fst/embedded.*known: .*source_only/"
+        UsageError, match=r"--config fst/embeddd: .*did you mean fst/embedded.*known: .*source_only/"
     ):
-        find_config("fst/embeded")
+        find_config("fst/embeddd")
 
 
 def test_print_config_shows_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,8 +144,8 @@ def test_no_option_overrides_another(monkeypatch: pytest.MonkeyPatch) -> None:
             "trainer.callbacks.deca: EMATeacher has no such option; did you mean decay?",
         ),
         (
-            ["--config", "fst/embeded"],
-            "--config fst/embeded: no such file here and no such config in the package",
+            ["--config", "fst/embeddd"],
+            "--config fst/embeddd: no such file here and no such config in the package",
         ),
         (["--config"], "argument -c/--config: expected one argument"),
     ],

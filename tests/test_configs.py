@@ -46,7 +46,9 @@ def streetshift_semi(_: Path) -> dict[str, Any]:
 
 def gta5_cityscapes(folder: Path) -> dict[str, Any]:
     source, target = tiny.gta5_tree(folder / "gta5"), tiny.cityscapes_tree(folder / "cityscapes")
-    return {**tiny.GTA5_CITYSCAPES, "source_root": source, "target_root": target}
+    # Rare classes are no fewer pixels here than others: any pixel makes an image a candidate.
+    rare = {"rare_class_min_pixels": 0, "rare_class_min_crop_pixels": 0}
+    return {**tiny.GTA5_CITYSCAPES, **rare, "source_root": source, "target_root": target}
 
 
 MINIATURES: dict[str, Callable[[Path], dict[str, Any]]] = {

@@ -93,7 +93,7 @@ def test_card_is_read_with_its_types(tmp_path: Path) -> None:
             {"published": [{**CARD["published"][0], "value": True}]},
             "published[0]: value: expected float, found bool",
         ),
-        ({"published": [{**CARD["published"][0], "vlaue": 1}]}, "published[0]: unknown field 'vlaue'"),
+        ({"published": [{**CARD["published"][0], "unit": 1}]}, "published[0]: unknown field 'unit'"),
         ({"class": "ToyMethod"}, "class: expected a dotted path, found 'ToyMethod'"),
         ({"defaults": [1]}, "defaults: expected a mapping, found list"),
         ({"journal": "x"}, "unknown field 'journal'; a MethodCard has name, class, title"),

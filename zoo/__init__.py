@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test keeps it in step with
     from zoo.methods.segmentation.self_training import SelfTraining as SelfTraining
     from zoo.methods.segmentation.self_training import SourceOnly as SourceOnly
     from zoo.methods.segmentation.semi_supervised import SemiMeanTeacher as SemiMeanTeacher
+    from zoo.methods.segmentation.sepico import SePiCo as SePiCo
     from zoo.registry import create_backbone as create_backbone
     from zoo.registry import list_backbones as list_backbones
     from zoo.registry import list_benchmarks as list_benchmarks

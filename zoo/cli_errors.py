@@ -26,7 +26,7 @@ def plain_message(error: Exception) -> str | None:
     went wrong inside a statement, here or in a library, is a bug: ``None``.
     """
     cause: BaseException = error
-    while _raised_in(cause).startswith("jsonargparse") and cause.__cause__ is not None:
+    while _raised_in(cause) == "jsonargparse" and cause.__cause__ is not None:
         cause = cause.__cause__  # a constructor's error, inside one about every alternative of a type
     about_settings = isinstance(cause, (MisconfigurationException, ValueError))
     ours = _raised_in(cause) in OUR_PACKAGES

@@ -46,7 +46,7 @@ def find_config(name: str) -> Path:
     given = Path(name).expanduser()
     candidates = [folder / given for folder in (Path(), Path("configs"), package_configs())]
     for candidate in candidates:
-        for path in (candidate, candidate.with_name(f"{candidate.name}.yaml")):
+        for path in (candidate, Path(f"{candidate}.yaml")):
             if path.is_file():
                 return path
     known = known_configs()

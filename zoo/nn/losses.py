@@ -136,6 +136,35 @@ def downscale_label(
     return winner.masked_fill(unclear, ignore_index).squeeze(3)
 
 
+def label_of_cells(
+    label: Tensor, features: Tensor, num_classes: int, min_ratio: float = 0.75, ignore_index: int = 255
+) -> Tensor:
+    """Label every cell of a feature map by :func:`downscale_label`.
+
+    Args:
+        label: int64 ``[B, H, W]``; the map's cells are ``W // w`` pixels wide.
+        features: the map, ``[B, D, h, w]``.
+        num_classes: number of classes C.
+        min_ratio: least share of one class in a cell.
+        ignore_index: label of pixels and cells that count for nothing.
+
+    Returns:
+        int64 ``[B, h, w]``.
+
+    Raises:
+        ValueError: the label does not divide into the cells of the map.
+    """
+    cells = downscale_label(
+        label, label.shape[-1] // features.shape[-1], num_classes, min_ratio, ignore_index
+    )
+    if cells.shape[1:] != features.shape[2:]:
+        raise ValueError(
+            f"label of {tuple(label.shape[1:])} pixels divides into {tuple(cells.shape[1:])} cells, but "
+            f"features have {tuple(features.shape[2:])}: use an image size that is a multiple of the stride"
+        )
+    return cells
+
+
 def feature_distance(
     features: Tensor,
     reference: Tensor,
@@ -169,14 +198,7 @@ def feature_distance(
         raise ValueError(
             f"features {tuple(features.shape)} and reference {tuple(reference.shape)} differ in shape"
         )
-    cells = downscale_label(
-        label, label.shape[-1] // features.shape[-1], num_classes, min_ratio, ignore_index
-    )
-    if cells.shape[1:] != features.shape[2:]:
-        raise ValueError(
-            f"label of {tuple(label.shape[1:])} pixels divides into {tuple(cells.shape[1:])} cells, but "
-            f"features have {tuple(features.shape[2:])}: use an image size that is a multiple of the stride"
-        )
+    cells = label_of_cells(label, features, num_classes, min_ratio, ignore_index)
     selected = torch.zeros_like(cells, dtype=torch.bool)
     for (
         index

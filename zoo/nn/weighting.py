@@ -8,10 +8,10 @@ lives in buffers: it is in every checkpoint, changes in training mode only, and 
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from zoo.nn.entropy import masked_percentile, prediction_entropy
+from zoo.nn.ranks import gather_ranks, mean_over_ranks
 
 
 class ConfidenceShare(nn.Module):
@@ -34,7 +34,10 @@ class ConfidenceShare(nn.Module):
     @torch.no_grad()
     def forward(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
         """Return the weight of every pixel."""
-        confidence, _ = _confidence(logits)
+        return self.share(_confidence(logits)[0])
+
+    def share(self, confidence: Tensor) -> Tensor:
+        """Return the weight of every pixel for a ``confidence`` ``[B, *]`` that is known already."""
         weight = (confidence >= self.threshold).float().mean().repeat(confidence.shape)
         if self.ignore_top or self.ignore_bottom:
             height = weight.shape[-2]
@@ -123,7 +126,7 @@ class FlexMatch(nn.Module):
     def _update(self, confident: Tensor, label: Tensor, index: Tensor | None) -> None:
         state = label.masked_fill(~confident, self.num_classes)
         if self.num_samples is None:
-            share = _mean_over_ranks(_class_shares(state, self.num_classes))
+            share = mean_over_ranks(_class_shares(state, self.num_classes))
             self.share.lerp_(share, 1 - self.momentum)
             return
         if index is None or label.dim() != 1:
@@ -132,7 +135,7 @@ class FlexMatch(nn.Module):
                 f"and the samples' index [B]; got predictions {list(label.shape)} and index "
                 f"{None if index is None else list(index.shape)}. For dense ones leave num_samples out."
             )
-        state, index = _gather_ranks(torch.where(confident, label, self.memory[index])), _gather_ranks(index)
+        state, index = gather_ranks(torch.where(confident, label, self.memory[index])), gather_ranks(index)
         # A sample that comes twice (samplers pad) has one result, whatever the order: the lower class.
         self.memory.scatter_reduce_(0, index, state, "amin", include_self=False)
 
@@ -165,7 +168,7 @@ class FreeMatch(nn.Module):
         confidence, label = probability.max(1)
         if self.training:
             classes = probability.transpose(0, 1).flatten(1).mean(1)
-            seen = _mean_over_ranks(torch.cat((confidence.mean()[None], classes)))
+            seen = mean_over_ranks(torch.cat((confidence.mean()[None], classes)))
             self.level.lerp_(seen[0], 1 - self.momentum)
             self.prediction.lerp_(seen[1:], 1 - self.momentum)
         return (confidence >= self.thresholds()[label]).float()
@@ -218,7 +221,7 @@ class ClassBalanced(nn.Module):
         lowest = ranked[(end - trusted).clamp(min=0)] - 2 * torch.arange(C, device=label.device)
         weighted = lowest.float().clamp(max=self.threshold) * count
         # Ranks are averaged by how many pixels of the class each has seen.
-        mean = _mean_over_ranks(torch.stack((weighted, count.float())))
+        mean = mean_over_ranks(torch.stack((weighted, count.float())))
         target = mean[0] / mean[1].clamp(min=torch.finfo(torch.float32).tiny)
         moved = torch.lerp(self.thresholds, target, 1 - self.momentum)
         self.thresholds.copy_(torch.where(mean[1] > 0, moved, self.thresholds))
@@ -264,18 +267,3 @@ def _class_counts(label: Tensor, num_classes: int) -> Tensor:
 
 def _class_shares(label: Tensor, num_classes: int) -> Tensor:
     return _class_counts(label, num_classes) / label.numel()
-
-
-def _mean_over_ranks(value: Tensor) -> Tensor:
-    if not (dist.is_available() and dist.is_initialized()):
-        return value
-    dist.all_reduce(value)
-    return value / dist.get_world_size()
-
-
-def _gather_ranks(value: Tensor) -> Tensor:
-    if not (dist.is_available() and dist.is_initialized()):
-        return value
-    parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, value.contiguous())
-    return torch.cat(parts)

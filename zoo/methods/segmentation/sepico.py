@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from zoo.method import Batch
 from zoo.methods.segmentation.self_training import SelfTraining
-from zoo.nn import ProjectionHead
-from zoo.nn.class_statistics import Centroids, ClassStatistics
+from zoo.methods.segmentation.sepico_labels import SePiCoLabeler
+from zoo.nn import (
+    ClassBalancedCrop,
+    ClassStatistics,
+    DayNight,
+    DayNightFusion,
+    ProjectionHead,
+    ScoreShare,
+    bank_contrast,
+    contrast_regulariser,
+    distribution_contrast,
+    label_of_cells,
+    proto_contrast,
+    rarity_weights,
+)
+from zoo.nn.class_statistics import Centroids
 from zoo.nn.crop import Rule
-from zoo.nn.day_night import DayNight
 from zoo.teacher import Teacher
 
 
@@ -47,7 +64,7 @@ class SePiCo(SelfTraining):
         layer_fusion: ``concat`` them, upsampled to the finest, for one head; or ``separate`` heads and
             statistics for each, whose losses are summed.
         projection_dim: channels of the embedding.
-        label_ratio: least share of one class in a feature cell that takes part.
+        label_ratio: least share of one class in a feature cell that counts.
         bank_length: centroids kept per class.
         centroids: of a class in a ``batch`` (released) or in each ``image`` (as the paper's text has it).
         source_view: the student learns source images from their ``strong`` view (released) or ``clean``.
@@ -55,13 +72,14 @@ class SePiCo(SelfTraining):
             the benchmark hands them over whole with ``crop_target: false``.
         day_night: rules for night images with day partners (``target.day``): fused labels, and class weights
             in cross-entropy and evaluation. ``{}`` takes those of Cityscapes → Dark Zurich.
-        ignore_top: as in self-training; 15 rows of Cityscapes, 0 of Dark Zurich.
-        ignore_bottom: as in self-training; 120 rows of Cityscapes, 0 of Dark Zurich.
+        ignore_top: rows of weight 0 as in self-training: 15 of Cityscapes, 0 of Dark Zurich.
+        ignore_bottom: the same: 120 and 0.
         **kwargs: see :class:`SelfTraining`.
 
     Raises:
-        MisconfigurationException: an index no map of the backbone has; class frequencies that are not one per
-            class; a distributed strategy that cannot train in the warm-up.
+        ValueError: an unknown option.
+        MisconfigurationException: a map the backbone does not have; other than one frequency per class; a
+            distributed strategy that cannot train in the warm-up.
     """
 
     train_weight: Tensor
@@ -88,28 +106,30 @@ class SePiCo(SelfTraining):
         **kwargs: Any,
     ) -> None:
         super().__init__(ignore_top=ignore_top, ignore_bottom=ignore_bottom, **kwargs)
+        for argument, value, allowed in (
+            ("contrast", contrast, ("protocl", "bankcl", "distcl")),
+            ("layer_fusion", layer_fusion, ("concat", "separate")),
+            ("source_view", source_view, ("strong", "clean")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"SePiCo({argument}={value!r}): expected one of {', '.join(allowed)}")
         self.variant, self.contrast_start, self.temperature = contrast, contrast_start, temperature
         self.contrast_weight, self.regulariser = contrast_weight, regulariser
         self.label_ratio, self.source_view, self.crop_rule = label_ratio, source_view, crop_rule
         self.day_night = DayNight(**day_night) if isinstance(day_night, dict) else day_night
 
-        self.projected = self._projected(contrast_layers, layer_fusion)
-        channels = self.student.backbone.channels
+        channels: Any = self.student.backbone.channels
+        self.projected = self._projected(contrast_layers, layer_fusion, len(channels))
         self.student.auxiliary_head = nn.ModuleList(
             ProjectionHead([channels[layer] for layer in layers], projection_dim) for layers in self.projected
         )
         self.teacher = Teacher(self.student, mode=self.teacher.mode)  # again, now with the projection
+        banked = bank_length if contrast == "bankcl" else 0
         self.statistics = nn.ModuleList(
-            ClassStatistics(
-                self.num_classes,
-                projection_dim,
-                bank_length if contrast == "bankcl" else 0,
-                centroids,
-                self.ignore_index,
-            )
+            ClassStatistics(self.num_classes, projection_dim, banked, centroids, self.ignore_index)
             for _ in self.projected
         )
-        if self.day_night is not None:
+        if self.day_night:
             self._weight_classes(self.day_night)
 
     def labelling(self) -> dict[str, Any]:
@@ -148,8 +168,8 @@ class SePiCo(SelfTraining):
         """Add the teacher's embeddings of clean source images, by their labels, to what is known of classes."""
         network: Any = self.teacher.network
         features = network.backbone(network.normalize(source["image"]))
-        for embedding, statistics in zip(self.embeddings(network, features), self.statistics, strict=True):
-            statistics.update(embedding, self._cells(source["label"], embedding))
+        for embedding, known in self._embedded(network, features):
+            known.update(embedding, self._cells(source["label"], embedding))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Those of self-training; ``contrast_source`` and ``contrast_target`` once contrast has started."""
@@ -158,25 +178,18 @@ class SePiCo(SelfTraining):
         if self.global_step >= self.contrast_start:
             losses["contrast_source"] = self.contrast(features, source["label"])
             if "pseudo_label" in target:
-                image = self._view(target, "strong")["image"]
-                features = self.student.backbone(self.student.normalize(image))
-                untrusted = target["pseudo_weight"] == 0
-                label = target["pseudo_label"].masked_fill(untrusted, self.ignore_index)
+                image = self.student.normalize(self._view(target, "strong")["image"])
+                label = target["pseudo_label"].masked_fill(target["pseudo_weight"] == 0, self.ignore_index)
+                features = self.student.backbone(image)
                 losses["contrast_target"] = self.contrast(features, label)
         return {**losses, **self.mixed_losses(batch)}
 
     def contrast(self, features: list[Tensor], label: Tensor) -> Tensor:
         """The weighted contrast of the student's maps ``features`` with labels ``[B, H, W]``."""
-        total = torch.zeros((), device=label.device)
-        for embedding, statistics in zip(self.embeddings(self.student, features), self.statistics, strict=True):
-            cells = self._cells(label, embedding)
-            total = total + self._contrast(embedding, cells, statistics)
-        return self.contrast_weight * total
-
-    def embeddings(self, network: Any, features: Sequence[Tensor]) -> list[Tensor]:
-        """Unit vectors ``[B, A, h, w]`` of ``network``'s maps, one map per projection head."""
-        groups = zip(network.auxiliary_head, self.projected, strict=True)
-        return [head([features[layer] for layer in layers]) for head, layers in groups]
+        terms = [
+            self._contrast(q, self._cells(label, q), s) for q, s in self._embedded(self.student, features)
+        ]
+        return self.contrast_weight * torch.stack(terms).sum()
 
     def cross_entropy(self, logits: Tensor, part: Batch) -> Tensor:
         """As in self-training; by night rare classes weigh more, and the mean is still over all pixels."""
@@ -190,8 +203,14 @@ class SePiCo(SelfTraining):
         logits = super().forward(image)
         return logits if self.day_night is None else logits + self.test_weight.log().view(1, -1, 1, 1)
 
+    def _embedded(self, network: Any, features: Sequence[Tensor]) -> Iterable[tuple[Tensor, ClassStatistics]]:
+        """Unit vectors ``[B, A, h, w]`` of ``network``'s maps, and what is known of them, head by head."""
+        known: Any = self.statistics
+        for head, layers, statistics in zip(network.auxiliary_head, self.projected, known, strict=True):
+            yield head([features[layer] for layer in layers]), statistics
+
     def _contrast(self, embedding: Tensor, cells: Tensor, known: ClassStatistics) -> Tensor:
-        shared = {"temperature": self.temperature, "ignore_index": self.ignore_index}
+        shared: dict[str, Any] = {"temperature": self.temperature, "ignore_index": self.ignore_index}
         if self.variant == "distcl":
             loss = distribution_contrast(embedding, cells, known.mean, known.variance, **shared)
         elif known.bank is not None:
@@ -210,9 +229,9 @@ class SePiCo(SelfTraining):
         """The part with the images of a view; clean ones where nobody made strong ones."""
         return {**part, "image": part["strong"]} if view == "strong" and "strong" in part else part
 
-    def _projected(self, layers: Sequence[int] | None, fusion: str) -> list[tuple[int, ...]]:
-        """The maps each projection head gets."""
-        count = len(self.student.backbone.channels)
+    @staticmethod
+    def _projected(layers: Sequence[int] | None, fusion: str, count: int) -> list[tuple[int, ...]]:
+        """The maps, of ``count``, that each projection head gets."""
         chosen = tuple(range(count) if layers is None else layers)
         if not chosen or any(not -count <= layer < count for layer in chosen):
             raise MisconfigurationException(
@@ -224,8 +243,8 @@ class SePiCo(SelfTraining):
     def _weight_classes(self, rules: DayNight) -> None:
         if len(rules.frequencies) != self.num_classes:
             raise MisconfigurationException(
-                f"day_night.frequencies names {len(rules.frequencies)} classes, but num_classes="
-                f"{self.num_classes}: give one frequency per class"
+                f"day_night.frequencies names {len(rules.frequencies)} classes, but "
+                f"num_classes={self.num_classes}: give one frequency per class"
             )
         for name, scale in (("train_weight", rules.train_scale), ("test_weight", rules.test_scale)):
             self.register_buffer(name, rarity_weights(rules.frequencies, scale), persistent=False)

@@ -10,6 +10,7 @@ from torch import nn
 from zoo.nn.heads.daformer import DAFormerHead
 from zoo.nn.heads.deeplabv2 import DeepLabV2Head
 from zoo.nn.heads.fpn import FPNHead
+from zoo.nn.heads.projection import ProjectionHead
 from zoo.registry import UnknownNameError
 
 DECODE_HEADS: dict[str, Callable[..., nn.Module]] = {
@@ -36,4 +37,4 @@ def create_decode_head(name: str, channels: Sequence[int], num_classes: int, **k
     return DECODE_HEADS[name](channels, num_classes, **kwargs)
 
 
-__all__ = ["DECODE_HEADS", "DAFormerHead", "DeepLabV2Head", "FPNHead", "create_decode_head"]
+__all__ = ["DECODE_HEADS", "DAFormerHead", "DeepLabV2Head", "FPNHead", "ProjectionHead", "create_decode_head"]
