@@ -26,7 +26,7 @@ def methods_table() -> str:
         )
         paper = f"[{card.paper.venue} {card.paper.year}]({card.paper.url})"
         lines.append(
-            f"| `{name}`: {card.title} | {card.task} | {paper} | {configs} | {published or '–'} | {ours or '–'} |"
+            f"| `{name}`: {card.title} | {card.task} | {paper} | {configs} | {published or '-'} | {ours or '-'} |"
         )
     return "\n".join(lines)
 
