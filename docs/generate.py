@@ -22,7 +22,8 @@ def methods_table() -> str:
             f"{p.benchmark}, {p.backbone}: {p.value:g} {p.metric}" for p in card.published
         )
         ours = "<br>".join(
-            f"{o.benchmark}: {o.mean:g} ± {o.std:g} {o.metric} ({o.seeds} seeds)" for o in card.ours
+            f"{o.benchmark}, {o.run.rpartition(', ')[2]}: {o.mean:.1f} ± {o.std:.1f} {o.metric} ({o.seeds} seeds)"
+            for o in card.ours
         )
         paper = f"[{card.paper.venue} {card.paper.year}]({card.paper.url})"
         lines.append(
