@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import time
+import warnings
 from pathlib import Path
 
 import lightning as L
@@ -97,6 +99,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     start = time.monotonic()
     data = StreetShift(batch_size=8)
     data.prepare_data()  # once, before two processes ask for it
