@@ -109,30 +109,24 @@ def test_trial_run_leaves_nothing_behind() -> None:
     assert [*Path().iterdir()] == []
 
 
-@pytest.mark.slow
-def test_two_processes_share_one_folder() -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "zoo",
-        "fit",
-        *TOY,
-        "--trainer.devices",
-        "2",
-        "--trainer.strategy",
-        "ddp",
-    ]
-    command = [f"tests.cli_toy.{word}" if word in ("CLIMethod", "CLIData") else word for word in command]
-    path = {"PYTHONPATH": str(Path(__file__).parents[1])}
+def zoo_process(*argv: str) -> str:
+    """Train for two steps in a process of its own; return what it said."""
+    toy = [f"tests.cli_toy.{word}" if word in ("CLIMethod", "CLIData") else word for word in TOY]
     done = subprocess.run(
-        [*command, "--trainer.max_steps", "2"],
-        env={**os.environ, **path},
+        [sys.executable, "-m", "zoo", "fit", *toy, "--trainer.max_steps", "2", *argv],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "distributed_backend=gloo" in done.stderr
+    return done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_folder() -> None:
+    said = zoo_process("--trainer.devices", "2", "--trainer.strategy", "ddp")
+    assert "distributed_backend=gloo" in said
     assert {p.name for p in only_run().iterdir()} >= {"config.yaml", "checkpoints"}
 
 
@@ -185,10 +179,7 @@ def test_wandb_run_is_grouped_and_tagged() -> None:
 
 @pytest.mark.slow
 def test_wandb_offline_run_receives_the_resolved_config() -> None:
-    import wandb
-
-    assert zoo_run("fit", "--wandb", "offline", "--model.decay", "0.125", steps=1) == 0
-    wandb.teardown()  # waits until the file is written
+    zoo_process("--wandb", "offline", "--model.decay", "0.125")
     (record,) = only_run().glob("wandb/offline-run-*/*.wandb")
     for text in (b"decay", b"0.125", b"max_steps", b"climethod", b"clidata", b"selfzoo", b"seed0"):
         assert text in record.read_bytes()

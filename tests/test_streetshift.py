@@ -138,7 +138,7 @@ def test_official_trees(cache: Path) -> None:
     source, target = files(data.source_root), files(data.target_root)
     assert {f"{kind}/{n:05d}.png" for kind in ("images", "labels") for n in range(1, 7)} <= set(source)
     assert "leftImg8bit/val/streetshift/streetshift_200002_000000_leftImg8bit.png" in target
-    assert "gtFine/test/streetshift/streetshift_300001_000000_gtFine_labelIds.png" in target
+    assert "gtFine/test/streetshift/streetshift_400001_000000_gtFine_labelIds.png" in target
     assert len([name for name in target if name.endswith(".png")]) == 2 * (5 + 3 + 2)
 
     with Image.open(f"{data.source_root}/labels/00004.png") as label:
