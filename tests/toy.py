@@ -37,7 +37,7 @@ class ToyMethod(Method):
         batch_norm: bool = False,
         dropout: float = 0.0,
         mode: str = "train_no_dropout",
-        optim: Optim | dict[str, Any] | None = None,
+        optim: Optim | None = None,
     ) -> None:
         super().__init__(optim)
         self.student = mlp(batch_norm, dropout)

@@ -44,7 +44,7 @@ class Method(L.LightningModule):
     monitor_mode: Literal["max", "min"] = "max"
     student: nn.Module
 
-    def __init__(self, optim: Optim | dict[str, Any] | None = None) -> None:
+    def __init__(self, optim: Optim | None = None) -> None:
         super().__init__()
         # Collected from every constructor up to the leaf class; dataclasses become dicts, since checkpoints
         # hold plain values only (they are loaded with weights_only=True).
@@ -52,6 +52,7 @@ class Method(L.LightningModule):
         plain = {key: _plain(value) for key, value in self.hparams.items()}
         self._set_hparams(plain)
         self._hparams_initial = dict(self.hparams)
+        # A checkpoint brings a dict; annotated as one, the command line would accept any key in it.
         self.optim = Optim(**optim) if isinstance(optim, dict) else optim or self.default_optim()
         self._first_broken: Tensor | None = None
         self._loss_names: list[str] = []
@@ -88,8 +89,8 @@ class Method(L.LightningModule):
         of a parent class (an ``EMATeacher`` of another teacher) in favour of what is returned.
         """
         callbacks = trainer_callbacks(self.trainer)
-        present = [_kind(callback) for callback in callbacks]
-        callbacks[:0] = [c for c in self.default_callbacks() if _kind(c) not in present]
+        present = [callback_kind(callback) for callback in callbacks]
+        callbacks[:0] = [c for c in self.default_callbacks() if callback_kind(c) not in present]
         return []
 
     def setup(self, stage: str) -> None:
@@ -100,7 +101,7 @@ class Method(L.LightningModule):
             return
         # Teachers are in evaluation mode on purpose.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-        kinds = [_kind(callback) for callback in callbacks]
+        kinds = [callback_kind(callback) for callback in callbacks]
         for name, _ in self.named_teachers():
             if ("ema_teacher", name) not in kinds:
                 raise MisconfigurationException(
@@ -182,7 +183,7 @@ def trainer_callbacks(trainer: L.Trainer) -> list[Callback]:
     return trainer.callbacks  # type: ignore[attr-defined]
 
 
-def _kind(callback: Callback) -> tuple[str, Any]:
+def callback_kind(callback: Callback) -> tuple[str, Any]:
     """What a default callback would double: its family and, for teachers, the teacher it moves."""
     family = getattr(callback, "family", None)
     return family or type(callback).__name__, getattr(callback, "teacher", None) if family else None

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from zoo.method import _kind as callback_kind
+from zoo.method import callback_kind
 
 
 @rank_zero_only

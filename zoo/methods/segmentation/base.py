@@ -47,7 +47,7 @@ class SegmentationMethod(Method):
         backbone_args: dict[str, Any] | None = None,
         head_args: dict[str, Any] | None = None,
         ignore_index: int = 255,
-        optim: Optim | dict[str, Any] | None = None,
+        optim: Optim | None = None,
     ) -> None:
         super().__init__(optim)
         self.ignore_index = ignore_index
