@@ -105,6 +105,8 @@ class LastCheckpoint(Checkpoint):
     ModelCheckpoint's ``save_last`` follows the best checkpoint, so it misses validations that were no better
     and a last step without validation. Saved from these two hooks a resumed run counts steps and epochs on as
     if unbroken; what ``on_train_epoch_end`` or ``on_train_end`` save, Lightning 2.6 resumes one off.
+    ``weights_only=False`` is about what is written: optimiser, loops and callbacks too, or nothing could be
+    resumed. Loading stays restricted to plain values.
     """
 
     def __init__(self, folder: Path) -> None:
