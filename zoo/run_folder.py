@@ -106,7 +106,7 @@ class LastCheckpoint(Checkpoint):
     and a last step without validation. Saved from these two hooks a resumed run counts steps and epochs on as
     if unbroken; what ``on_train_epoch_end`` or ``on_train_end`` save, Lightning 2.6 resumes one off.
     ``weights_only=False`` is about what is written: optimiser, loops and callbacks too, or nothing could be
-    resumed. Loading stays restricted to plain values.
+    resumed; all of it plain values, so that ``read_checkpoint`` can insist on a safe load.
     """
 
     def __init__(self, folder: Path) -> None:
