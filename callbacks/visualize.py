@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,6 +11,8 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from torch import Tensor
+
+from callbacks.output_folder import output_folder
 
 GAP = 4  # white pixels between pictures
 
@@ -57,11 +58,8 @@ class PredictionPanel(Callback):
         if not self._rows or trainer.sanity_checking:
             return
         panel = stack_rows(self._rows)
-        given = self.folder or (
-            trainer.default_root_dir if Path(trainer.default_root_dir) != Path.cwd() else None
-        )
-        if given:
-            folder = Path(self.folder) if self.folder else Path(given) / "pictures"
+        folder = output_folder(trainer, self.folder, "pictures")
+        if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             panel.save(folder / f"val-step{trainer.global_step:06d}.png")
         for logger in trainer.loggers:
@@ -86,11 +84,11 @@ def segmentation_row(
 
 
 def stack_rows(rows: list[list[np.ndarray]]) -> Image.Image:
-    """One picture of equally sized arrays, rows top to bottom."""
-    height, width = rows[0][0].shape[:2]
+    """One picture of equally long rows, top to bottom; smaller arrays leave white space."""
+    height, width = (max(picture.shape[axis] for row in rows for picture in row) for axis in (0, 1))
     canvas = np.full((len(rows) * (height + GAP) - GAP, len(rows[0]) * (width + GAP) - GAP, 3), 255, np.uint8)
     for i, row in enumerate(rows):
         for j, picture in enumerate(row):
             top, left = i * (height + GAP), j * (width + GAP)
-            canvas[top : top + height, left : left + width] = picture
+            canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return Image.fromarray(canvas)

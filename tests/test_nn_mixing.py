@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.nn import ClassMix, CutMix, CutOut, NoMix, UnlabelledClassMix
+from zoo.nn import ClassMix, CowMix, CutMix, CutOut, NoMix, UnlabelledClassMix
 
 B, H, W = 3, 8, 10
 
@@ -160,7 +160,7 @@ def test_cutmix_fills_boxes_from_the_next_image(parts) -> None:
         assert torch.equal(emptied[key], cut)
 
 
-@pytest.mark.parametrize("mixer", [CutMix, CutOut, UnlabelledClassMix])
+@pytest.mark.parametrize("mixer", [CutMix, CutOut, CowMix, UnlabelledClassMix])
 def test_the_coin_is_thrown_once_per_call(parts, mixer) -> None:
     torch.manual_seed(0)
     unlabelled = parts[1]
@@ -191,3 +191,85 @@ def test_unlabelled_classmix_pastes_onto_the_next_image(parts) -> None:
 def test_cutmix_needs_width() -> None:
     with pytest.raises(ValueError, match="CutMix needs images at least 3 pixels wide, got 2"):
         CutMix().boxes(1, 8, 2)
+
+
+# -- masks across domains --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mixer", [CutMix, CowMix])
+def test_the_labelled_partner_fills_with_full_weight(parts, mixer) -> None:
+    labelled, unlabelled = parts
+    labelled = {**labelled, "label": labelled["label"].byte()}
+    mixed = mixer(p=1.0, partner="labelled")(labelled, unlabelled)
+    filled = (mixed["image"] == labelled["image"]).all(1)
+    assert 0 < filled.float().mean() < 1
+    assert torch.equal(mixed["image"], torch.where(filled[:, None], labelled["image"], unlabelled["image"]))
+    label = torch.where(filled, labelled["label"].long(), unlabelled["pseudo_label"])
+    assert mixed["label"].dtype == torch.long
+    assert torch.equal(mixed["label"], label)
+    assert torch.equal(mixed["weight"], torch.where(filled, 1.0, unlabelled["pseudo_weight"]))
+
+
+def test_mask_mixers_name_what_is_wrong(parts) -> None:
+    labelled, unlabelled = parts
+    with pytest.raises(ValueError, match=r"CowMix needs .* got \(2, 3, 8, 10\) and \(3, 3, 8, 10\)"):
+        CowMix(p=1.0, partner="labelled")({key: value[:2] for key, value in labelled.items()}, unlabelled)
+    with pytest.raises(ValueError, match="partner must be 'unlabelled' or 'labelled', got 'source'"):
+        CutMix(partner="source")
+    with pytest.raises(ValueError, match=r"p must be a probability in \[0, 1\], got 1.5"):
+        CowMix(p=1.5)
+    with pytest.raises(ValueError, match=r"sigma must be \(least, largest\), both positive, got \(8, 4\)"):
+        CowMix(sigma=(8, 4))
+    with pytest.raises(ValueError, match=r"share must be .* within \(0, 1\), got \(0.2, 1.0\)"):
+        CowMix(share=(0.2, 1.0))
+
+
+# -- CowMix ----------------------------------------------------------------------------------------------
+
+
+def test_cowmix_keeps_where_its_noise_exceeds_the_quantile() -> None:
+    class Given(CowMix):
+        def noise(self, label: Tensor) -> Tensor:
+            return torch.arange(label.numel(), dtype=torch.float32).view(label.shape).sin()
+
+    torch.manual_seed(0)
+    label = torch.zeros(2, 6, 5, dtype=torch.long)
+    kept = Given(share=(0.3, 0.3)).kept(label)
+    noise = Given().noise(label)
+    for b in range(2):
+        normal = torch.distributions.Normal(noise[b].mean(), noise[b].std())
+        assert torch.equal(kept[b], noise[b] > normal.icdf(torch.tensor(0.3)))
+    assert 0 < kept.float().mean() < 1
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.7])
+def test_cowmix_fills_its_share(share: float) -> None:
+    torch.manual_seed(0)
+    kept = CowMix(sigma=(2.0, 2.0), share=(share, share)).kept(torch.zeros(64, 48, 40))
+    torch.testing.assert_close(1 - kept.float().mean(), torch.tensor(share), rtol=0, atol=0.01)
+
+
+def test_cowmix_smooths_by_each_images_sigma() -> None:
+    """White noise smoothed by a Gaussian is correlated as ``exp(-d^2 / 4 sigma^2)`` over a distance d."""
+    torch.manual_seed(0)
+    for sigma in (1.5, 4.0):
+        noise = CowMix(sigma=(sigma, sigma)).noise(torch.zeros(200, 64, 96))
+        for axis in (1, 2):
+            for distance in (1, 3, 6):
+                shifted = noise.roll(distance, axis)  # the pattern wraps around
+                found = (noise * shifted).mean() / noise.square().mean()
+                expected = torch.tensor(-(distance**2) / (4 * sigma**2)).exp()
+                torch.testing.assert_close(found, expected, rtol=0, atol=0.03)
+    spread = CowMix(sigma=(1.0, 16.0)).noise(torch.zeros(64, 64, 64))
+    rough = (spread.diff(dim=2).square().mean((1, 2)) / spread.square().mean((1, 2))).log()
+    assert rough.max() - rough.min() > 3  # the images differ in scale
+
+
+def test_cowmix_is_reproducible_on_odd_sizes() -> None:
+    label = torch.zeros(2, 7, 9)
+    torch.manual_seed(3)
+    first = CowMix().kept(label)
+    torch.manual_seed(3)
+    assert torch.equal(CowMix().kept(label), first)
+    assert first.shape == (2, 7, 9)
+    assert first.dtype == torch.bool

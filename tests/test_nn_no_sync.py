@@ -14,9 +14,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.nn import (
+    BorderMask,
     ClassBalanced,
     ClassMix,
     ConfidenceShare,
+    CowMix,
     CutMix,
     CutOut,
     DACSAugment,
@@ -94,6 +96,7 @@ def test_losses() -> None:
         ClassMix,
         lambda: ClassMix("image", paste_ignored=False),
         lambda: always(CutMix),
+        lambda: always(CowMix),
         lambda: always(CutOut),
         lambda: always(UnlabelledClassMix),
     ],
@@ -115,7 +118,7 @@ def test_augmentation(build) -> None:
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: ConfidenceShare(0.9, 2, 3),
+        lambda: BorderMask(ConfidenceShare(0.9), 2, 3, 1, 1),
         FixedThreshold,
         EntropyFilter,
         lambda: FlexMatch(C),

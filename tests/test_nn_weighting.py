@@ -14,15 +14,18 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from zoo.nn import (
+    BorderMask,
     ClassBalanced,
     ConfidenceShare,
     EntropyFilter,
     FixedThreshold,
     FlexMatch,
     FreeMatch,
+    create_weighting,
     pixel_cross_entropy,
     prediction_entropy,
 )
+from zoo.registry import UnknownNameError
 
 B, C, H, W = 2, 4, 5, 6
 
@@ -56,10 +59,54 @@ def test_confidence_share_is_one_number_for_the_batch() -> None:
     assert 0 < share < 1
     expected = torch.full((B, H, W), share)
     torch.testing.assert_close(ConfidenceShare(0.8)(logits), expected)
-    expected[:, :1] = 0
-    expected[:, H - 2 :] = 0
-    torch.testing.assert_close(ConfidenceShare(0.8, ignore_top=1, ignore_bottom=2)(logits), expected)
-    assert not ConfidenceShare(0.8, ignore_bottom=H + 3)(logits).any()
+
+
+def test_border_mask_empties_strips_of_any_weighting() -> None:
+    (logits,) = batches(1)
+    share, threshold = ConfidenceShare(0.8), FixedThreshold(0.6)
+    for weighting, (top, bottom, left, right) in (
+        (share, (1, 2, 0, 0)),
+        (threshold, (0, 0, 2, 1)),
+        (threshold, (1, 1, 1, 1)),
+        (threshold, (0, 0, 0, 0)),
+    ):
+        weight, masked = weighting(logits), BorderMask(weighting, top, bottom, left, right)(logits)
+        for y in range(H):
+            for x in range(W):
+                inside = top <= y < H - bottom and left <= x < W - right
+                assert torch.equal(masked[:, y, x], weight[:, y, x] * inside)
+        assert masked.any()
+    assert not BorderMask(share, bottom=H + 3)(logits).any()
+    assert not BorderMask(share, left=W, right=W)(logits).any()
+    with pytest.raises(ValueError, match="the left border must not be negative, got -1 pixels"):
+        BorderMask(share, left=-1)
+
+
+def test_border_mask_keeps_the_state_of_what_it_wraps() -> None:
+    masked = BorderMask(FreeMatch(C, 0.7), top=1)
+    for logits in batches(2):
+        masked(logits)
+    restored = BorderMask(FreeMatch(C, 0.7), top=1)
+    restored.load_state_dict(masked.state_dict())
+    assert restored.weight.level != 1 / C
+    assert torch.equal(restored.weight.level, masked.weight.level)
+
+
+def test_weightings_by_name() -> None:
+    kinds = {
+        "share": ConfidenceShare, "threshold": FixedThreshold, "flexmatch": FlexMatch, "freematch": FreeMatch,
+        "class_balanced": ClassBalanced, "entropy": EntropyFilter,
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        weighting = create_weighting(name, C, 0.6)
+        assert type(weighting) is kind
+        assert getattr(weighting, "threshold", 0.6) == 0.6
+    balanced = create_weighting("class_balanced", C, 0.6, {"portion": 0.2, "threshold": 0.8})
+    assert (balanced.portion, balanced.threshold, len(balanced.thresholds)) == (0.2, 0.8, C)
+    with pytest.raises(UnknownNameError, match=r"unknown weighting 'flex': did you mean flexmatch"):
+        create_weighting("flex", C, 0.6)
+    with pytest.raises(TypeError, match="portion"):
+        create_weighting("share", C, 0.6, {"portion": 0.2})
 
 
 def test_thresholds_are_inclusive() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from callbacks import EMATeacher, FutureTeacher, PseudoLabeler, TeacherPrediction
 from tests.toy import SGD, ToyMethod, toy_loader, toy_trainer
 from zoo.method import Method
-from zoo.nn import ClassMix, ConfidenceShare, FixedThreshold, FreeMatch, NoMix
+from zoo.nn import BorderMask, ClassMix, ConfidenceShare, FixedThreshold, FreeMatch, NoMix
 from zoo.optim import Optim
 from zoo.teacher import Teacher
 
@@ -55,7 +55,7 @@ class Brighter(nn.Module):
 def test_label_is_the_written_out_pipeline() -> None:
     torch.manual_seed(0)
     method, batch = Pixels(), pixel_batch(0)
-    labeler = PseudoLabeler(weight=ConfidenceShare(0.3, 1, 2), mix=ClassMix(), augment=Brighter())
+    labeler = PseudoLabeler(weight=BorderMask(ConfidenceShare(0.3), 1, 2), mix=ClassMix(), augment=Brighter())
     torch.manual_seed(7)
     labelled = labeler.label(method, batch)
     assert set(batch) == {"source", "target"}  # the batch itself is left as it was

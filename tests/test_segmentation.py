@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
-from callbacks import EMATeacher, FutureTeacher, PredictionPanel, PseudoLabeler
+from callbacks import EMATeacher, FutureTeacher, PredictionPanel, PseudoLabeler, WritePredictions
 from datamodules import StreetShift, StreetShiftSemi
 from tests import tiny
 from tests.toy import toy_trainer, weights
 from zoo import FST, FSTSemi, SelfTraining, SemiMeanTeacher, SourceOnly
 from zoo.methods.segmentation.base import SegmentationMethod
+from zoo.nn import ohem_cross_entropy
 from zoo.optim import Optim
 
 SMALL: dict[str, Any] = {"backbone": "street_cnn", "optim": Optim(lr=1e-3, schedule="constant")}
@@ -65,14 +66,15 @@ def test_fst_without_look_ahead_is_self_training_bit_for_bit() -> None:
 
 def test_each_method_brings_its_recipe() -> None:
     kinds = {
-        SourceOnly: [PredictionPanel],
-        SelfTraining: [EMATeacher, PseudoLabeler, PredictionPanel],
-        FST: [FutureTeacher, PseudoLabeler, PredictionPanel],
-        SemiMeanTeacher: [EMATeacher, PseudoLabeler, PredictionPanel],
-        FSTSemi: [FutureTeacher, PseudoLabeler, PredictionPanel],
+        SourceOnly: [],
+        SelfTraining: [EMATeacher, PseudoLabeler],
+        FST: [FutureTeacher, PseudoLabeler],
+        SemiMeanTeacher: [EMATeacher, PseudoLabeler],
+        FSTSemi: [FutureTeacher, PseudoLabeler],
     }
     for method, expected in kinds.items():
-        assert [type(c) for c in method(**SMALL).default_callbacks()] == expected
+        brought = [type(c) for c in method(**SMALL).default_callbacks()]
+        assert brought == [*expected, PredictionPanel, WritePredictions]
     assert FST(**SMALL).depth == 3  # as released
     assert FST(backbone="street_cnn").optim.rules["head"].lr == 10.0
 
@@ -204,3 +206,61 @@ def test_timm_backbones_swap_by_name() -> None:
     fit(method, streetshift(), steps=2)
     assert method.student.backbone.channels == (64, 64, 128, 256, 512)
     assert torch.allclose(method.student.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
+
+
+def test_align_corners_reaches_the_network() -> None:
+    image = torch.rand(1, 3, 32, 64)
+    plain, aligned = (
+        seeded(lambda value=value: SourceOnly(align_corners=value, **SMALL)).eval() for value in (False, True)
+    )
+    assert not torch.equal(plain(image), aligned(image))
+    coarse = aligned.student.decode_head(aligned.student.backbone(aligned.student.normalize(image)))
+    expected = F.interpolate(coarse, (32, 64), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(aligned(image), expected)
+
+
+def test_further_means_of_a_benchmark_are_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StreetShift, "eval_subsets", {"mIoU2": (0, 10)})
+    method = seeded(lambda: SourceOnly(**SMALL))
+    (result,) = toy_trainer().test(method, streetshift(), verbose=False)
+    assert result["test/mIoU2"] == pytest.approx((result["test/iou_road"] + result["test/iou_sky"]) / 2)
+
+
+def test_an_auxiliary_head_is_trained_and_plays_no_part_in_prediction() -> None:
+    head: dict[str, Any] = {"auxiliary_head": "fcn", "auxiliary_args": {"source": 2, "width": 16}}
+    method = seeded(lambda: SelfTraining(**head, auxiliary_weight=0.5, **SMALL))
+    part = {"image": torch.rand(2, 3, 32, 64), "label": torch.randint(0, 19, (2, 32, 64))}
+    mixed = {**part, "weight": torch.zeros(2, 32, 64)}
+    losses = method.eval().losses({"source": part, "mixed": mixed})
+    assert set(losses) == {"source", "source_auxiliary", "mixed", "mixed_auxiliary"}
+    logits = method.student.auxiliary(
+        method.student.forward_with_features(part["image"])[1], part["label"].shape[-2:]
+    )
+    expected = 0.5 * F.cross_entropy(logits, part["label"])
+    # The released code gives pixel weights to the main head alone.
+    assert losses["mixed"] == 0
+    torch.testing.assert_close(losses["source_auxiliary"], expected)
+    torch.testing.assert_close(losses["mixed_auxiliary"], expected)
+    sum(losses.values()).backward()  # type: ignore[union-attr]
+    assert all(parameter.grad is not None for parameter in method.student.auxiliary_head.parameters())
+    before = method(part["image"])
+    torch.nn.init.zeros_(method.student.auxiliary_head.conv_seg.weight)
+    assert torch.equal(before, method(part["image"]))
+
+
+def test_the_semi_supervised_auxiliary_loss_is_that_of_the_supervised_part() -> None:
+    method = seeded(
+        lambda: SemiMeanTeacher(
+            auxiliary_head="fcn", auxiliary_args={"source": 2, "width": 16}, supervised="ohem", ohem_min_kept=100,
+            **SMALL,
+        )
+    )  # fmt: skip
+    part = {"image": torch.rand(2, 3, 32, 64), "label": torch.randint(0, 19, (2, 32, 64))}
+    method.eval()
+    losses = method.losses({"labelled": part, "mixed": {**part, "weight": torch.ones(2, 32, 64)}})
+    features = method.student.forward_with_features(torch.cat([part["image"]] * 2))[1]
+    logits = method.student.auxiliary(features, part["label"].shape[-2:])[:2]
+    expected = 0.4 * ohem_cross_entropy(logits, part["label"], 0.7, 100)
+    torch.testing.assert_close(losses["auxiliary"], expected)
+    with pytest.raises(ValueError, match="auxiliary_kwargs needs auxiliary_head"):
+        SemiMeanTeacher(auxiliary_args={"source": 2}, **SMALL)

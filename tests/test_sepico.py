@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from callbacks import EMATeacher, FutureTeacher, PredictionPanel
+from callbacks import EMATeacher, FutureTeacher, PredictionPanel, WritePredictions
 from datamodules import StreetShift
 from tests import tiny
 from tests.toy import toy_trainer
@@ -230,7 +230,8 @@ def test_statistics_are_in_the_checkpoint_and_come_from_the_teacher(tmp_path: Pa
 
 def test_the_recipe() -> None:
     method = SePiCo(backbone="street_cnn")
-    assert [type(c) for c in method.default_callbacks()] == [EMATeacher, SePiCoLabeler, PredictionPanel]
+    brought = [type(c) for c in method.default_callbacks()]
+    assert brought == [EMATeacher, SePiCoLabeler, PredictionPanel, WritePredictions]
     assert (method.variant, method.contrast_start, method.temperature) == ("distcl", 3000, 100.0)
     norms = [m for m in method.teacher.network.auxiliary_head.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 2

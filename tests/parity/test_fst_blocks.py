@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.parity.formulas import assert_fingerprint, lab, load_cases, recipe
 from zoo.metrics import SegmentationIoU
 from zoo.nn import (
+    BorderMask,
     ClassMix,
     ConfidenceShare,
     CutMix,
@@ -92,7 +93,8 @@ def test_pseudo_weight() -> None:
     assert_fingerprint(label, expected["pseudo_label"])
     assert_fingerprint(confidence, expected["max_prob"])
 
-    weight = ConfidenceShare(**params)(logits)
+    share = ConfidenceShare(params["threshold"])
+    weight = BorderMask(share, params["ignore_top"], params["ignore_bottom"])(logits)
     rows = weight[:, params["ignore_top"] : -params["ignore_bottom"]]
     scalar(rows.min(), expected["q"])
     scalar(rows.max(), expected["q"])

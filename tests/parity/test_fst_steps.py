@@ -17,7 +17,7 @@ from tests.parity.formulas import assert_fingerprint, blk, det, lab, params_init
 from zoo.methods.segmentation.fst import FST, FSTSemi
 from zoo.methods.segmentation.self_training import SelfTraining
 from zoo.methods.segmentation.semi_supervised import SemiMeanTeacher
-from zoo.nn import ClassMix, ConfidenceShare, CutMix, FixedThreshold, NoMix
+from zoo.nn import BorderMask, ClassMix, ConfidenceShare, CutMix, FixedThreshold, NoMix
 from zoo.optim import Optim, ParameterRule
 from zoo.teacher import Frozen, Teacher
 
@@ -171,7 +171,9 @@ def test_uda_iterations(name: str) -> None:
             ks = [p["k_data"] + 10 * step + 100 * (j + 1) for j in range(p["K"])]
             batch["future"] = [batch_uda(p, k) for k in ks]
         batches.append(batch)
-    labeler = PseudoLabeler(weight=ConfidenceShare(p["thr"], p["top"], p["bottom"]), mix=LowestClasses())
+    labeler = PseudoLabeler(
+        weight=BorderMask(ConfidenceShare(p["thr"]), p["top"], p["bottom"]), mix=LowestClasses()
+    )
     trainer(max_steps=p["steps"], callbacks=[labeler, probe]).fit(
         method, DataLoader(batches, batch_size=None)
     )

@@ -16,6 +16,7 @@ from tests.parity.formulas import assert_fingerprint, blk, det, load_cases, para
 from tests.toy import toy_trainer
 from zoo import SePiCo
 from zoo.nn import (
+    BorderMask,
     ClassBalancedCrop,
     ClassMix,
     ClassStatistics,
@@ -284,7 +285,7 @@ def test_iterations(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return values
 
     monkeypatch.setattr(method, "losses", losses)
-    parts = {**method.labelling(), "weight": ConfidenceShare(p["thr"], p["top"], p["bottom"])}
+    parts = {**method.labelling(), "weight": BorderMask(ConfidenceShare(p["thr"]), p["top"], p["bottom"])}
     labeler = type(method.pseudo_labeler())(**{**parts, "mix": LowestClasses()})
     assert isinstance(labeler, PseudoLabeler)
     batches = [batch(p, s["step"], s["target_crop_boxes_y1_y2_x1_x2"]) for s in expected_steps]

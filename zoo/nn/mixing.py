@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 Part = dict[str, Any]
 Mixed = dict[str, Tensor]
+Partner = Literal["unlabelled", "labelled"]
 
 
 class NoMix(nn.Module):
@@ -63,12 +64,7 @@ class ClassMix(nn.Module):
             ValueError: they differ in batch size or image size.
         """
         plain = NoMix()(labelled, unlabelled)
-        if labelled["image"].shape != plain["image"].shape:
-            raise ValueError(
-                f"ClassMix needs labelled and unlabelled images of one shape, got "
-                f"{tuple(labelled['image'].shape)} and {tuple(plain['image'].shape)}: give both loaders the "
-                "same batch size, crop size and drop_last"
-            )
+        _require_one_shape(type(self).__name__, labelled, plain)
         label = labelled["label"].long()
         present = _present(label)
         if not self.paste_ignored:
@@ -87,19 +83,37 @@ class ClassMix(nn.Module):
         return _draw(present, (present.sum(1) + 1) // 2)
 
 
-class _WithinUnlabelled(nn.Module, ABC):
-    """Replace a part of each unlabelled image, with probability ``p`` for the whole batch per call."""
+class MaskMix(nn.Module, ABC):
+    """Fill a part of each unlabelled image from another one, with probability ``p`` for the whole batch per call.
 
-    def __init__(self, p: float = 0.5) -> None:
+    Args:
+        p: probability that a call mixes at all.
+        partner: fill from the next ``unlabelled`` image of the batch (semi-supervised learning), or from the
+            ``labelled`` image of the same position, whose pixels get weight 1 (domain adaptation, as DACS
+            compares mixers).
+
+    Raises:
+        ValueError: ``p`` is no probability, or there is no such partner.
+    """
+
+    def __init__(self, p: float = 0.5, partner: Partner = "unlabelled") -> None:
         super().__init__()
-        self.p = p
+        if not 0 <= p <= 1:
+            raise ValueError(f"p must be a probability in [0, 1], got {p}")
+        if partner not in ("unlabelled", "labelled"):
+            raise ValueError(f"partner must be 'unlabelled' or 'labelled', got {partner!r}")
+        self.p, self.partner = p, partner
 
     def forward(self, labelled: Part, unlabelled: Part) -> Mixed:
-        """Mix the unlabelled part; the labelled one is not looked at."""
+        """Mix the two parts; the labelled one is looked at only where it is the partner.
+
+        Raises:
+            ValueError: with the labelled partner, the two differ in batch size or image size.
+        """
         plain = NoMix()(labelled, unlabelled)
         if not self.coin():
             return plain
-        kept, other = self.kept(plain["label"]), self.other(plain)
+        kept, other = self.kept(plain["label"]), self.other(labelled, plain)
         return {
             "image": torch.where(kept[:, None], plain["image"], other["image"]),
             "label": torch.where(kept, plain["label"], other["label"]),
@@ -114,19 +128,27 @@ class _WithinUnlabelled(nn.Module, ABC):
     def kept(self, label: Tensor) -> Tensor:
         """Return which pixels each image keeps: bool ``[B, H, W]``."""
 
-    def other(self, plain: Mixed) -> Mixed:
-        """Return what fills the rest: image i + 1 for image i, the first one for the last."""
-        return {key: value.roll(-1, 0) for key, value in plain.items()}
+    def other(self, labelled: Part, plain: Mixed) -> Mixed:
+        """Return what fills the rest; of unlabelled images i + 1 for image i, the first for the last."""
+        if self.partner == "unlabelled":
+            return {key: value.roll(-1, 0) for key, value in plain.items()}
+        _require_one_shape(type(self).__name__, labelled, plain)
+        return {
+            "image": labelled["image"],
+            "label": labelled["label"].long(),
+            "weight": torch.ones_like(plain["weight"]),
+        }
 
 
-class CutMix(_WithinUnlabelled):
-    """Fill a box of half the image's area with that of the next unlabelled image: pixels, labels and weights.
+class CutMix(MaskMix):
+    """Fill a box of half the image's area with that of another image: pixels, labels and weights.
 
     Yun et al., "CutMix" (ICCV 2019), in the form of U2PL's and FST's semi-supervised code: the width is drawn
     from ``[W // 2 + 1, W)``, the height follows from the area, the position is uniform.
 
     Args:
         p: probability that a call mixes at all.
+        partner: see :class:`MaskMix`; the semi-supervised code fills from unlabelled images.
     """
 
     def boxes(self, count: int, height: int, width: int) -> Tensor:
@@ -161,7 +183,7 @@ class CutOut(CutMix):
         super().__init__(p)
         self.ignore_index = ignore_index
 
-    def other(self, plain: Mixed) -> Mixed:
+    def other(self, labelled: Part, plain: Mixed) -> Mixed:
         """Return empty images."""
         return {
             "image": torch.zeros_like(plain["image"]),
@@ -170,12 +192,15 @@ class CutOut(CutMix):
         }
 
 
-class UnlabelledClassMix(_WithinUnlabelled):
+class UnlabelledClassMix(MaskMix):
     """Paste half of an image's pseudo-classes onto the next unlabelled image, as U2PL's code does.
 
     Args:
         p: probability that a call mixes at all.
     """
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__(p)
 
     def kept(self, label: Tensor) -> Tensor:
         """Return the pixels of the drawn classes."""
@@ -184,6 +209,15 @@ class UnlabelledClassMix(_WithinUnlabelled):
     def choose(self, present: Tensor) -> Tensor:
         """Draw ``floor(n / 2)`` of each row's n classes: bool ``[B, 256]`` → bool ``[B, 256]``."""
         return _draw(present, present.sum(1) // 2)
+
+
+def _require_one_shape(mixer: str, labelled: Part, plain: Mixed) -> None:
+    ours, theirs = tuple(labelled["image"].shape), tuple(plain["image"].shape)
+    if ours != theirs:
+        raise ValueError(
+            f"{mixer} needs labelled and unlabelled images of one shape, got {ours} and {theirs}: give both "
+            "loaders the same batch size, crop size and drop_last"
+        )
 
 
 def _present(label: Tensor) -> Tensor:

@@ -7,29 +7,30 @@ lives in buffers: it is in every checkpoint, changes in training mode only, and 
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+from typing import Any, Final
+
 import torch
 from torch import Tensor, nn
 
 from zoo.nn.entropy import masked_percentile, prediction_entropy
 from zoo.nn.ranks import gather_ranks, mean_over_ranks
+from zoo.registry import UnknownNameError
 
 
 class ConfidenceShare(nn.Module):
     """One weight for the whole batch: the share of its pixels whose confidence reaches a threshold.
 
-    Tranheden et al., "DACS" (WACV 2021), section 3.3; so used by DAFormer and FST, which also distrust the
-    top and bottom rows of target images (sky and rectification artefacts, car bonnet). The share counts all
-    pixels, these rows included.
+    Tranheden et al., "DACS" (WACV 2021), section 3.3; so used by DAFormer and FST.
 
     Args:
         threshold: least confidence (largest softmax probability) that counts.
-        ignore_top: rows at the top whose weight is 0.
-        ignore_bottom: rows at the bottom whose weight is 0.
     """
 
-    def __init__(self, threshold: float = 0.968, ignore_top: int = 0, ignore_bottom: int = 0) -> None:
+    def __init__(self, threshold: float = 0.968) -> None:
         super().__init__()
-        self.threshold, self.ignore_top, self.ignore_bottom = threshold, ignore_top, ignore_bottom
+        self.threshold = threshold
 
     @torch.no_grad()
     def forward(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
@@ -38,12 +39,7 @@ class ConfidenceShare(nn.Module):
 
     def share(self, confidence: Tensor) -> Tensor:
         """Return the weight of every pixel for a ``confidence`` ``[B, *]`` that is known already."""
-        weight = (confidence >= self.threshold).float().mean().repeat(confidence.shape)
-        if self.ignore_top or self.ignore_bottom:
-            height = weight.shape[-2]
-            weight[..., : self.ignore_top, :] = 0
-            weight[..., max(height - self.ignore_bottom, 0) :, :] = 0
-        return weight
+        return (confidence >= self.threshold).float().mean().repeat(confidence.shape)
 
 
 class FixedThreshold(nn.Module):
@@ -250,6 +246,40 @@ class EntropyFilter(nn.Module):
         everywhere = torch.ones_like(entropy, dtype=torch.bool)
         kept = entropy < masked_percentile(entropy, everywhere, self.percent)
         return kept * (kept.numel() / kept.sum().clamp(min=1))
+
+
+WEIGHTINGS: Final[Mapping[str, type[nn.Module]]] = {
+    "share": ConfidenceShare,
+    "threshold": FixedThreshold,
+    "flexmatch": FlexMatch,
+    "freematch": FreeMatch,
+    "class_balanced": ClassBalanced,
+    "entropy": EntropyFilter,
+}
+"""The weightings by the names that methods take as ``weighting``."""
+
+
+def create_weighting(
+    name: str, num_classes: int, threshold: float, options: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """Build a weighting by its name.
+
+    Args:
+        name: a key of :data:`WEIGHTINGS`.
+        num_classes: number of classes C, for those that keep something of every class.
+        threshold: the confidence, for those that have one.
+        options: further arguments of the class; they win over the two facts.
+
+    Raises:
+        UnknownNameError: there is no such weighting.
+        TypeError: the class has no such argument.
+    """
+    if name not in WEIGHTINGS:
+        raise UnknownNameError("weighting", name, WEIGHTINGS, "help(zoo.nn.weighting)")
+    accepted = inspect.signature(WEIGHTINGS[name]).parameters
+    facts = {"num_classes": num_classes, "threshold": threshold}
+    known = {key: value for key, value in facts.items() if key in accepted}
+    return WEIGHTINGS[name](**{**known, **(options or {})})
 
 
 def _confidence(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,16 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from torch import Tensor, nn
 
-from callbacks import PredictionPanel
+from callbacks import PredictionPanel, WritePredictions
 from zoo.method import Batch, Method
 from zoo.metrics import SegmentationIoU
-from zoo.nn import Segmentor, build_segmentor, pixel_cross_entropy
+from zoo.nn import Inference, Segmentor, build_segmentor, pixel_cross_entropy
 from zoo.optim import Optim
 
 
@@ -26,13 +25,23 @@ class SegmentationMethod(Method):
         backbone: a registered backbone or any timm model with feature maps, see ``zoo list backbones``.
         decode_head: name of a decode head in ``zoo.nn.heads``.
         num_classes: number of classes C; must be the benchmark's.
-        pretrained: start the backbone from its ImageNet weights.
+        pretrained: start the backbone from its ImageNet weights, or from other ones: a path,
+            ``hf-hub:owner/name``, ``timm:name.tag`` or a URL, see :func:`zoo.checkpoints.load_pretrained`.
         backbone_args: further arguments of the backbone (``output_stride``, ``drop_path_rate``, ...).
         head_args: further arguments of the decode head.
         ignore_index: label of pixels that do not count.
+        align_corners: of the upsampling of logits; the semi-supervised literature has it true.
+        auxiliary_head: name of a further decode head (``fcn``) that is trained beside the main one and is not used
+            otherwise.
+        auxiliary_args: its further arguments (``source``: which of the backbone's maps it reads).
+        auxiliary_weight: of its cross-entropy.
+        inference: how whole images are predicted in validation, test and prediction: at once (the default), in
+            windows, at several scales, mirrored; see :class:`zoo.nn.Inference`.
         optim: see :class:`zoo.optim.Optim`.
+        init_from: see :class:`zoo.Method`.
 
-    Logs ``val/mIoU`` (in percent, as the literature prints it) and ``val/iou_<class>``, likewise ``test/...``.
+    Logs ``val/mIoU`` (in percent, as the literature prints it), further means that the benchmark asks for
+    (``val/mIoU13``) and ``val/iou_<class>``, likewise ``test/...``.
     """
 
     monitor = "val/mIoU"
@@ -40,16 +49,24 @@ class SegmentationMethod(Method):
 
     def __init__(
         self,
-        backbone: str = "pvt_v2_b5",
+        backbone: str = "mit_b5",
         decode_head: str = "fpn",
         num_classes: int = 19,
-        pretrained: bool = False,
+        pretrained: bool | str = False,
         backbone_args: dict[str, Any] | None = None,
         head_args: dict[str, Any] | None = None,
         ignore_index: int = 255,
+        align_corners: bool = False,
+        auxiliary_head: str | None = None,
+        auxiliary_args: dict[str, Any] | None = None,
+        auxiliary_weight: float = 0.4,
+        inference: Inference | None = None,
         optim: Optim | None = None,
+        init_from: str | None = None,
     ) -> None:
-        super().__init__(optim)
+        super().__init__(optim, init_from)
+        # A checkpoint brings a dict.
+        self.inference = Inference(**inference) if isinstance(inference, dict) else inference or Inference()
         self.ignore_index = ignore_index
         self.student = build_segmentor(
             backbone,
@@ -58,17 +75,30 @@ class SegmentationMethod(Method):
             pretrained=pretrained,
             backbone_kwargs=backbone_args,
             head_kwargs=head_args,
+            align_corners=align_corners,
+            auxiliary_head=auxiliary_head,
+            auxiliary_kwargs=auxiliary_args,
         )
+        self.has_auxiliary, self.auxiliary_weight = auxiliary_head is not None, auxiliary_weight
         self.num_classes = num_classes
         self.iou = SegmentationIoU(num_classes, ignore_index)
         self.class_names = [str(index) for index in range(num_classes)]
+        self.subsets: dict[str, list[int]] = {}
 
     def default_callbacks(self) -> list[Callback]:
-        """A panel of predictions after each validation."""
-        return [PredictionPanel()]
+        """A panel of predictions after each validation, and files of those of ``zoo predict``."""
+        return [PredictionPanel(), WritePredictions()]
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits ``[B, C, H, W]`` of the evaluated network for images ``[B, 3, H, W]`` in [0, 1]."""
+    def forward(self, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Predict images ``[B, 3, H, W]`` in [0, 1] the way ``inference`` says.
+
+        Returns:
+            Logits ``[B, C, *size]`` of the evaluated network; without ``size``, at the images' own.
+        """
+        return self.inference(self.logits, image, size, self.student.align_corners)
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Logits ``[B, C, h, w]`` of the evaluated network for one view ``[B, 3, h, w]``."""
         return self.evaluated()(image)
 
     def evaluated(self) -> nn.Module:
@@ -80,6 +110,16 @@ class SegmentationMethod(Method):
         return pixel_cross_entropy(
             logits, part["label"], part.get("weight"), self.ignore_index, average="all"
         )
+
+    def auxiliary_losses(
+        self, name: str, features: list[Tensor], part: Batch, weight: float = 1.0
+    ) -> dict[str, Tensor]:
+        """Cross-entropy of the auxiliary head, if there is one; it never sees pixel weights (as released)."""
+        if not self.has_auxiliary:
+            return {}
+        logits = self.student.auxiliary(features, part["label"].shape[-2:])
+        loss = self.cross_entropy(logits, {"label": part["label"]})
+        return {f"{name}_auxiliary": weight * self.auxiliary_weight * loss}
 
     # -- evaluation -------------------------------------------------------------------------------------
 
@@ -96,12 +136,13 @@ class SegmentationMethod(Method):
             )
         self.class_names = list(benchmark.classes)
         self.iou.classes = list(benchmark.eval_classes)
+        self.subsets = {
+            name: list(classes) for name, classes in getattr(benchmark, "eval_subsets", {}).items()
+        }
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Accumulate the confusion matrix of one evaluation batch; labels may be larger than images."""
-        logits, size = self(batch["image"]), batch["label"].shape[-2:]
-        if logits.shape[-2:] != size:
-            logits = F.interpolate(logits, size, mode="bilinear", align_corners=self.student.align_corners)
+        logits = self(batch["image"], batch["label"].shape[-2:])
         self.iou.update(logits.argmax(1), batch["label"])
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -121,6 +162,8 @@ class SegmentationMethod(Method):
         self.iou.reset()
         # Ranks hold equal values, the metric has synchronised them; sync_dist only says so to Lightning.
         self.log(f"{stage}/mIoU", 100.0 * result["mIoU"], prog_bar=True, sync_dist=True)
+        means = {f"{stage}/{name}": 100.0 * result["iou"][c].nanmean() for name, c in self.subsets.items()}
+        self.log_dict(means, sync_dist=True)
         counted = self.iou.classes if self.iou.classes is not None else range(self.num_classes)
         per_class = {f"{stage}/iou_{self.class_names[c]}": 100.0 * result["iou"][c] for c in counted}
         self.log_dict(per_class, sync_dist=True)
@@ -128,8 +171,18 @@ class SegmentationMethod(Method):
     # -- prediction -------------------------------------------------------------------------------------
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """Label map (uint8) and confidence ``[B, H, W]`` of one batch."""
-        confidence, label = self(batch["image"]).softmax(1).max(1)
+        """Label map (uint8) and confidence ``[B, H, W]`` of one batch, at the images' stored size.
+
+        Raises:
+            ValueError: the images of the batch were stored at different sizes.
+        """
+        sizes = {tuple(size) for size in batch.get("size", ())}  # pinned memory holds lists for tuples
+        if len(sizes) > 1:
+            raise ValueError(
+                f"One batch holds images stored at different sizes (height, width): {sorted(sizes)}. "
+                "Set data.eval_batch_size: 1 for prediction."
+            )
+        confidence, label = self(batch["image"], next(iter(sizes), None)).softmax(1).max(1)
         return {"label": label.to(torch.uint8), "confidence": confidence, "name": batch.get("name")}
 
     @torch.no_grad()
@@ -143,7 +196,7 @@ class SegmentationMethod(Method):
             Label map ``[H, W]``, int64, on the method's device.
         """
         if isinstance(image, Image.Image):
-            image = np.asarray(image.convert("RGB"))
+            image = np.array(image.convert("RGB"))
         if isinstance(image, np.ndarray):
             image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
         if image.ndim != 3 or image.shape[0] != 3:
@@ -151,6 +204,6 @@ class SegmentationMethod(Method):
         pixels = image.to(self.device).float() / 255 if image.dtype == torch.uint8 else image.to(self.device)
         network, training = self.evaluated(), self.training
         network.eval()
-        label = network(pixels[None])[0].argmax(0)
+        label = self(pixels[None])[0].argmax(0)
         self.train(training)
         return label

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 from lightning.pytorch.callbacks import Callback
@@ -10,7 +11,16 @@ from torch import Tensor, nn
 from callbacks import EMATeacher, PseudoLabeler
 from zoo.method import Batch
 from zoo.methods.segmentation.base import SegmentationMethod
-from zoo.nn import ClassMix, ConfidenceShare, DACSAugment, PhotometricJitter, feature_distance
+from zoo.methods.segmentation.pseudo_labels import Parts, PseudoLabelMethod
+from zoo.nn import (
+    ClassMix,
+    CowMix,
+    CutMix,
+    DACSAugment,
+    NoMix,
+    PhotometricJitter,
+    feature_distance,
+)
 from zoo.optim import Optim, ParameterRule
 from zoo.teacher import Frozen, Mode, Teacher
 
@@ -33,12 +43,14 @@ class SourceOnly(SegmentationMethod):
         self.labelled = labelled
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """One term: pixel cross-entropy."""
+        """Pixel cross-entropy, and that of the auxiliary head if there is one."""
         part = batch[self.labelled]
-        return {self.labelled: self.cross_entropy(self.student(part["image"]), part)}
+        logits, features = self.student.forward_with_features(part["image"])
+        losses = {self.labelled: self.cross_entropy(logits, part)}
+        return losses | self.auxiliary_losses(self.labelled, features, part)
 
 
-class SelfTraining(SegmentationMethod):
+class SelfTraining(PseudoLabelMethod):
     """Mean-teacher self-training with class mixing: DACS (Tranheden et al., WACV 2021), as FST's baseline runs it.
 
     The teacher labels target images; classes of source images are pasted onto them together with their
@@ -51,10 +63,9 @@ class SelfTraining(SegmentationMethod):
 
     Args:
         decay: largest EMA decay; it is warmed up as ``min(1 - 1/(t+1), decay)``.
-        threshold: confidence from which a teacher's pixel counts as confident.
-        ignore_top: rows at the top whose pseudo-labels get weight 0 (rectification border).
-        ignore_bottom: rows at the bottom with weight 0 (the ego vehicle).
         mix_start: optimiser step from which target images take part.
+        mix: what is pasted onto target images from source images: ``classmix`` (half of the classes), ``cutmix``
+            (a box), ``cowmix`` (blobs), or nothing (``none``).
         classes_from: choose half of the classes present in the whole ``batch`` (released code) or in each ``image``.
         strong_augment: of mixed images: ``dacs`` (jitter and blur of the papers), ``photometric`` (milder, for
             small images), ``none``.
@@ -62,7 +73,9 @@ class SelfTraining(SegmentationMethod):
         feature_distance: weight of DAFormer's ImageNet feature distance on thing classes; 0 leaves it out.
         feature_distance_classes: trainIds it looks at.
         feature_distance_ratio: share of one class from which a feature cell belongs to it.
-        **kwargs: see :class:`SegmentationMethod`.
+        **kwargs: the threshold and weighting of pseudo-labels, borders without any, the weights of the source
+            and the mixed term: see :class:`PseudoLabelMethod`; network, optimiser and inference: see
+            :class:`SegmentationMethod`.
     """
 
     teacher: Teacher
@@ -71,10 +84,8 @@ class SelfTraining(SegmentationMethod):
     def __init__(
         self,
         decay: float = 0.999,
-        threshold: float = 0.968,
-        ignore_top: int = 0,
-        ignore_bottom: int = 0,
         mix_start: int = 0,
+        mix: Literal["classmix", "cutmix", "cowmix", "none"] = "classmix",
         classes_from: Literal["batch", "image"] = "batch",
         strong_augment: Literal["dacs", "photometric", "none"] = "dacs",
         teacher_mode: Mode = "train_no_dropout",
@@ -84,7 +95,7 @@ class SelfTraining(SegmentationMethod):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.decay, self.threshold, self.ignored_rows = decay, threshold, (ignore_top, ignore_bottom)
+        self.decay, self.mix = decay, mix
         self.mix_start, self.classes_from, self.strong_augment = mix_start, classes_from, strong_augment
         self.feature_distance = feature_distance
         self.feature_distance_classes = tuple(feature_distance_classes)
@@ -107,18 +118,26 @@ class SelfTraining(SegmentationMethod):
         return EMATeacher(decay=self.decay)
 
     def pseudo_labeler(self) -> PseudoLabeler:
-        """Predict (teacher) → weight (confidence share) → ClassMix → strong augmentation."""
+        """Predict (teacher) → weight → mix → strong augmentation."""
         return PseudoLabeler(**self.labelling())
 
     def labelling(self) -> dict[str, Any]:
-        """The arguments of the pseudo-labeller."""
-        augment = {"dacs": DACSAugment, "photometric": PhotometricJitter, "none": nn.Identity}[
-            self.strong_augment
-        ]
+        """The arguments of the pseudo-labeller.
+
+        Raises:
+            UnknownNameError: there is no such weighting, mixer or augmentation.
+        """
+        mixers: Parts = {
+            "classmix": partial(ClassMix, self.classes_from, self.ignore_index),
+            "cutmix": partial(CutMix, p=1.0, partner="labelled"),
+            "cowmix": partial(CowMix, p=1.0, partner="labelled"),
+            "none": NoMix,
+        }
+        augments: Parts = {"dacs": DACSAugment, "photometric": PhotometricJitter, "none": nn.Identity}
         return {
-            "weight": ConfidenceShare(self.threshold, *self.ignored_rows),
-            "mix": ClassMix(self.classes_from, self.ignore_index),
-            "augment": augment(),
+            "weight": self.trust(),
+            "mix": self.choose("mix", mixers)(**self.mix_args),
+            "augment": self.choose("strong_augment", augments)(),
             "start_step": self.mix_start,
         }
 
@@ -130,7 +149,9 @@ class SelfTraining(SegmentationMethod):
     def source_losses(self, source: Batch) -> tuple[dict[str, Tensor], list[Tensor]]:
         """The terms of labelled source images, and the student's maps of the same forward."""
         logits, features = self.student.forward_with_features(source["image"])
-        losses = {"source": self.cross_entropy(logits, source)}
+        weight = self.supervised_weight(self.global_step)
+        losses = {"source": weight * self.cross_entropy(logits, source)}
+        losses |= self.auxiliary_losses("source", features, source, weight)
         if self.feature_distance:
             imagenet = self.imagenet(self.student.normalize(source["image"]))
             losses["feature_distance"] = self.feature_distance * feature_distance(
@@ -145,8 +166,11 @@ class SelfTraining(SegmentationMethod):
         return losses, features
 
     def mixed_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The term of mixed images, once there are any."""
+        """The terms of mixed images, once there are any."""
         if "mixed" not in batch:
             return {}
         mixed = batch["mixed"]
-        return {"mixed": self.cross_entropy(self.student(mixed["image"]), mixed)}
+        weight = self.unsupervised_weight(self.global_step)
+        logits, features = self.student.forward_with_features(mixed["image"])
+        losses = {"mixed": weight * self.cross_entropy(logits, mixed)}
+        return losses | self.auxiliary_losses("mixed", features, mixed, weight)

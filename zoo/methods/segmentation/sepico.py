@@ -106,6 +106,8 @@ class SePiCo(SelfTraining):
         **kwargs: Any,
     ) -> None:
         super().__init__(ignore_top=ignore_top, ignore_bottom=ignore_bottom, **kwargs)
+        if self.has_auxiliary:
+            raise ValueError("SePiCo takes no auxiliary_head: its projection has that place. Set it to null")
         for argument, value, allowed in (
             ("contrast", contrast, ("protocl", "bankcl", "distcl")),
             ("layer_fusion", layer_fusion, ("concat", "separate")),
@@ -137,8 +139,18 @@ class SePiCo(SelfTraining):
         parts = {**super().labelling(), "crop": ClassBalancedCrop(self.num_classes, self.crop_rule)}
         if self.day_night is not None:
             parts["fuse"] = DayNightFusion(self.day_night)
-            parts["weight"] = ScoreShare(self.threshold, *self.ignored_rows)
         return parts
+
+    def pixel_weighting(self) -> nn.Module:
+        """As in self-training; fused day and night labels come as scores, of which only the share is known."""
+        if self.day_night is None:
+            return super().pixel_weighting()
+        if self.weighting != "share" or self.weighting_args:
+            raise MisconfigurationException(
+                f"weighting={self.weighting!r}, weighting_args={self.weighting_args}: with day_night, predictions "
+                "are scores that do not sum to 1, which only weighting='share' without arguments takes"
+            )
+        return ScoreShare(self.threshold)
 
     def pseudo_labeler(self) -> SePiCoLabeler:
         """Predict (teacher) → crop → predict → weight → ClassMix → strong views of everything."""
@@ -198,9 +210,9 @@ class SePiCo(SelfTraining):
         weight = self.train_weight[part["label"].clamp(max=self.num_classes - 1)]
         return super().cross_entropy(logits, {**part, "weight": weight * part.get("weight", 1.0)})
 
-    def forward(self, image: Tensor) -> Tensor:
+    def logits(self, image: Tensor) -> Tensor:
         """Logits of the evaluated network; by night probabilities are multiplied by the class weights."""
-        logits = super().forward(image)
+        logits = super().logits(image)
         return logits if self.day_night is None else logits + self.test_weight.log().view(1, -1, 1, 1)
 
     def _embedded(self, network: Any, features: Sequence[Tensor]) -> Iterable[tuple[Tensor, ClassStatistics]]:
