@@ -7,7 +7,7 @@ import timm
 import torch
 
 from zoo import create_backbone, list_backbones
-from zoo.backbones import StreetCNN, TimmBackbone
+from zoo.backbones import DeepLabResNet, StreetCNN, TimmBackbone
 
 FAMILIES = {
     "street_cnn": {},
@@ -15,6 +15,8 @@ FAMILIES = {
     "mobilenetv3_small_050": {"out_indices": (0, 2)},
     "convnext_atto": {},
     "pvt_v2_b0": {},
+    "mit_b0": {},
+    "resnet50_deeplab": {},
     "vit_tiny_patch16_224": {"depth": 3},
     "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1), "embed_dim": 24},
 }
@@ -82,9 +84,75 @@ def test_transformers_take_any_size_unless_one_is_asked_for() -> None:
         fixed(image)
 
 
+def test_swin_gets_a_layer_norm_over_channels_where_asked() -> None:
+    options = {"depths": (1, 1, 1, 1), "embed_dim": 24}
+    plain = create_backbone("swin_tiny_patch4_window7_224", **options).eval()
+    normed = create_backbone("swin_tiny_patch4_window7_224", layer_norm=True, **options).eval()
+    normed.model.load_state_dict(plain.model.state_dict())
+    image = torch.randn(2, 3, 36, 60)  # no multiple of the window, nor of the coarsest stride
+    with torch.no_grad():
+        for bare, got in zip(plain(image), normed(image), strict=True):
+            mean, var = bare.mean(1, keepdim=True), bare.var(1, unbiased=False, keepdim=True)
+            torch.testing.assert_close(got, (bare - mean) / (var + 1e-5).sqrt())
+    assert [name for name, _ in normed.named_parameters() if not name.startswith("model.")] == [
+        f"norms.{i}.{part}" for i in range(4) for part in ("weight", "bias")
+    ]
+
+
 def test_a_model_of_a_fixed_size_says_so() -> None:
     with pytest.raises(ValueError, match=r"'mixer_s32_224' cannot take images of \[64, 128\]"):
         create_backbone("mixer_s32_224")(torch.randn(1, 3, 64, 128))
+
+
+@pytest.mark.parametrize(
+    ("options", "stage3", "stage4", "strides"),
+    [
+        ({}, [1, 2, 2, 2, 2, 2], [2, 4, 4], (4, 8, 8, 8)),
+        ({"multi_grid": (2, 2, 4)}, [1, 2, 2, 2, 2, 2], [4, 8, 16], (4, 8, 8, 8)),
+        ({"output_stride": 16}, [1] * 6, [1, 2, 2], (4, 8, 16, 16)),
+        ({"output_stride": 16, "multi_grid": (1, 2, 4)}, [1] * 6, [1, 4, 8], (4, 8, 16, 16)),
+    ],
+)
+def test_dilations_of_deeplab_resnets(options, stage3, stage4, strides) -> None:
+    backbone = create_backbone("resnet50_deeplab", stem_width=4, channels=(4, 8, 8, 8), **options).eval()
+    for layer, wanted in ((backbone.model.layer3, stage3), (backbone.model.layer4, stage4)):
+        assert [block.conv2.dilation for block in layer] == [(d, d) for d in wanted]
+        assert [block.conv2.padding for block in layer] == [(d, d) for d in wanted]
+    assert backbone.strides == strides
+    with torch.no_grad():
+        maps = backbone(torch.randn(1, 3, 64, 96))
+    assert [m.shape[-2:] for m in maps] == [(64 // s, 96 // s) for s in strides]
+
+
+def test_stems_and_pooling_of_deeplab_resnets() -> None:
+    with torch.device("meta"):
+        sizes = {
+            stem: sum(p.numel() for p in DeepLabResNet(101, stem=stem).parameters())
+            for stem in ("plain", "v1c", "wide")
+        }
+    # torchvision's resnet101 has 44,549,160 with its classifier of 2,049,000; the others are the FST card's.
+    assert sizes == {"plain": 44_549_160 - 2_049_000, "v1c": 42_519_392, "wide": 42_623_936}
+    image = torch.randn(1, 3, 64, 66)
+    small = {"stem_width": 4, "channels": (4, 8, 8, 8)}
+    with torch.no_grad():
+        floor, ceil = (DeepLabResNet(50, ceil_mode=mode, **small).eval()(image)[0] for mode in (False, True))
+    assert floor.shape[-2:] == (16, 17)
+    assert ceil.shape[-2:] == (17, 17)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 34}, "depth must be one of 50, 101, got 34"),
+        ({"output_stride": 4}, "output_stride must be one of 8, 16, got 4"),
+        ({"stem": "deep"}, "stem must be one of 'plain', 'v1c', 'wide', got 'deep'"),
+        ({"multi_grid": (1, 2)}, r"multi_grid must be three factors .* got \[1, 2\]"),
+        ({"multi_grid": (0, 1, 2)}, r"multi_grid must be three factors .* got \[0, 1, 2\]"),
+    ],
+)
+def test_deeplab_resnets_refuse_what_they_are_not(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        DeepLabResNet(**options)
 
 
 def test_street_cnn() -> None:

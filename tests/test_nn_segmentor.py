@@ -115,10 +115,7 @@ def test_unknown_names_suggest_the_nearest() -> None:
 
 def test_heads_by_name() -> None:
     for name, factory in DECODE_HEADS.items():
-        head = create_decode_head(name, (4, 8), 5)
-        assert isinstance(head, factory)
-        size = (4, 4) if name == "deeplabv2" else (8, 8)  # it sees the coarsest map only
-        assert head([torch.rand(2, 4, 8, 8), torch.rand(2, 8, 4, 4)]).shape == (2, 5, *size)
+        assert isinstance(create_decode_head(name, (4, 8), 5), factory)
 
 
 def test_fpn_is_its_formula() -> None:

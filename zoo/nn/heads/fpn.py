@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.nn.heads.blocks import resize
+
 
 class FPNHead(nn.Module):
     """Sum the projected maps from coarse to fine, smooth once, classify at the finest map's resolution.
@@ -43,14 +45,9 @@ class FPNHead(nn.Module):
         if coarser:
             fused = coarser.pop()
             while coarser:
-                fused = _add_onto(coarser.pop(), fused)
-            fused = F.relu(_add_onto(finest, self.smooth(fused)))
+                finer = coarser.pop()
+                fused = finer + resize(fused, finer.shape[-2:])
+            fused = F.relu(finest + resize(self.smooth(fused), finest.shape[-2:]))
         else:
             fused = self.smooth(finest)
         return self.classifier(self.dropout(fused))
-
-
-def _add_onto(fine: Tensor, coarse: Tensor) -> Tensor:
-    if coarse.shape[-2:] != fine.shape[-2:]:
-        coarse = F.interpolate(coarse, fine.shape[-2:], mode="bilinear")
-    return fine + coarse

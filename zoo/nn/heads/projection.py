@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.nn.heads.daformer import ConvBNReLU
+from zoo.nn.heads.blocks import ConvBNReLU, resize
 
 
 class ProjectionHead(nn.Module):
@@ -39,5 +39,5 @@ class ProjectionHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Maps ``[B, channels[i], h_i, w_i]`` → embeddings ``[B, dim, h_0, w_0]``, float32."""
         size = features[0].shape[-2:]
-        maps = [x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear") for x in features]
-        return F.normalize(self.convs(torch.cat(maps, 1)).float(), dim=1)
+        maps = torch.cat([resize(x, size) for x in features], 1)
+        return F.normalize(self.convs(maps).float(), dim=1)
