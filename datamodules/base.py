@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import lightning as L
@@ -16,17 +16,17 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.batches import Domain, collate, split_future, to_float
 from datamodules.labels import IGNORE_INDEX, RGB
 from datamodules.layout import Layout, LayoutError, LayoutReport, Pair, inspect_root, require
-from datamodules.readers import SegmentationDataset, drop_broken
-from datamodules.sampling import JointDataset, StridedSampler
+from datamodules.readers import drop_broken
+from datamodules.sampling import StridedSampler
 
 
 class BenchmarkDataModule(L.LightningDataModule, ABC):
     """A benchmark: which data, which classes count, and how batches are made.
 
     Subclasses declare the facts below, say with :meth:`needs` which splits a stage reads, and fill
-    :attr:`datasets` in ``setup``: ``train`` (a :class:`~datamodules.sampling.JointDataset`), ``val`` and
-    ``test``. Training batches are nested per domain; evaluation batches are flat and carry ``name``
-    (``docs/architecture.md``).
+    :attr:`datasets` in ``setup``: ``train`` (indexed by the number of the draw, without end, such as
+    :class:`~datamodules.sampling.JointDataset`), ``val`` and ``test``. Training batches are nested per
+    domain; evaluation batches are flat and carry ``name`` (``docs/architecture.md``).
 
     Args:
         batch_size: training images of every domain a step, on every device.
@@ -48,11 +48,21 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
     ignore_index: ClassVar[int] = IGNORE_INDEX
     #: trainIds that count in the mean.
     eval_classes: ClassVar[tuple[int, ...]]
+    #: Further means to report: metric → the trainIds that count in it.
+    eval_subsets: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     #: Constructor argument that names a root → the tree expected there.
     layout: ClassVar[Mapping[str, Layout]]
     val_split: ClassVar[str] = "val"
     #: Cityscapes publishes no test labels, so results are customarily reported on its validation images.
     test_split: ClassVar[str] = "val"
+    #: Images without public labels, for the evaluation server; None predicts the test images.
+    predict_split: str | None = None
+    #: How the benchmark's evaluation server wants classes stored: a key of ``datamodules.labels.ENCODINGS``.
+    submission: ClassVar[str] = "ids"
+    #: Arguments that are modules: no hyper-parameters.
+    module_arguments: ClassVar[tuple[str, ...]] = ("source_augment",)
+    #: Makes the batch of what a dataset returns for its positions.
+    collate: ClassVar[Callable[[Any], dict[str, Any]]] = staticmethod(collate)
 
     def __init__(
         self,
@@ -71,17 +81,18 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
         ):
             if value < least:
                 raise ValueError(f"{argument} must be at least {least}, got {value}.")
-        # Only what the class itself takes, not what it derives for its bases. Modules are no hyper-parameters,
-        # and the logger gets the method's: equal names in both would abort the run.
-        arguments = [name for name in inspect.signature(type(self)).parameters if name != "source_augment"]
+        # The logger gets the method's: equal names in both would abort the run.
+        arguments = [name for name in _constructor_arguments(type(self)) if name not in self.module_arguments]
         self.save_hyperparameters(*arguments, logger=False)
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.seed, self.skip_broken, self.allow_partial = seed, skip_broken, allow_partial
         #: Further batches of every step (``batch["future"]``); FutureTeacher sets it before loaders are made.
         self.future_batches = 0
-        self.datasets: dict[str, JointDataset | SegmentationDataset] = {}
+        self.datasets: dict[str, Any] = {}
         #: "argument/split" → why pairs were left out (``skip_broken``).
         self.skipped: dict[str, list[str]] = {}
+        #: What :meth:`checked` found last, by root argument; the run card quotes it.
+        self.reports: dict[str, LayoutReport] = {}
 
     # What is on disk.
 
@@ -100,9 +111,9 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
 
     def checked(self, stage: str | None = None) -> dict[str, LayoutReport]:
         """:meth:`inspect`, with one :class:`~datamodules.layout.LayoutError` for everything that is wrong."""
-        reports = self.inspect(stage)
-        require(reports.values())
-        return reports
+        self.reports = self.inspect(stage)
+        require(self.reports.values())
+        return self.reports
 
     def usable_pairs(self, report: LayoutReport, split: str) -> Sequence[Pair]:
         """The pairs of a split, without the broken ones if ``skip_broken``."""
@@ -120,15 +131,20 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
             )
         return usable
 
-    @classmethod
-    def eval_splits(cls, stage: str | None) -> dict[str, str]:
+    def eval_splits(self, stage: str | None) -> dict[str, str]:
         """The evaluation datasets of a stage → the split each reads."""
         splits = {}
         if stage in (None, "fit", "validate"):
-            splits["val"] = cls.val_split
-        if stage in (None, "test", "predict"):
-            splits["test"] = cls.test_split
+            splits["val"] = self.val_split
+        if stage in (None, "test") or (stage == "predict" and self.predict_split is None):
+            splits["test"] = self.test_split
+        if stage in (None, "predict") and self.predict_split is not None:
+            splits["predict"] = self.predict_split
         return splits
+
+    def eval_needs(self, stage: str | None) -> dict[str, bool]:
+        """The splits a stage evaluates or predicts → whether their labels are read."""
+        return {split: split != self.predict_split for split in self.eval_splits(stage).values()}
 
     # Loaders.
 
@@ -140,8 +156,6 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of ``(1 + future_batches) * batch_size`` draws; an epoch passes over the largest domain."""
         dataset = self._dataset("train", "fit")
-        if not isinstance(dataset, JointDataset):
-            raise TypeError(f"{type(self).__name__}: datasets['train'] must be a JointDataset.")
         rank, ranks = self._rank_and_ranks()
         # A step's future batches come on top: look-ahead does not change the number of steps of an epoch.
         steps = max(1, len(dataset) // (self.batch_size * ranks))
@@ -157,8 +171,8 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
         return self._eval_loader("test", "test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The test images."""
-        return self._eval_loader("test", "predict")
+        """The test images, or those of ``predict_split``."""
+        return self._eval_loader("test" if self.predict_split is None else "predict", "predict")
 
     def _eval_loader(self, name: str, stage: str) -> DataLoader[Any]:
         dataset = self._dataset(name, stage)
@@ -166,7 +180,7 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
             dataset, self.eval_batch_size, StridedSampler(len(dataset), *self._rank_and_ranks())
         )
 
-    def _dataset(self, name: str, stage: str) -> JointDataset | SegmentationDataset:
+    def _dataset(self, name: str, stage: str) -> Any:
         if name not in self.datasets:
             raise RuntimeError(
                 f"{type(self).__name__} has no {name!r} dataset yet: call setup({stage!r}) first."
@@ -182,7 +196,7 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
             batch_size=batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=collate,
+            collate_fn=type(self).collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
         )
@@ -198,3 +212,15 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
     def augment(self, batch: dict[str, Domain]) -> dict[str, Domain]:
         """Augment a training batch: uint8 tensors nested per domain in, float images and int64 labels out."""
         return {domain: to_float(tensors) for domain, tensors in batch.items()}
+
+
+def _constructor_arguments(cls: type) -> list[str]:
+    """What a class takes, not what it derives for its bases: theirs count only behind its ``**kwargs``."""
+    names: list[str] = []
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+            names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                break
+    return names

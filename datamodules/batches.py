@@ -11,22 +11,27 @@ from torch import Tensor
 Domain = dict[str, Tensor]
 
 
+#: What a domain may hold besides its label: its images, and the same places by day.
+IMAGES = ("image", "day")
+
+
 def to_float(tensors: dict[str, Any]) -> dict[str, Any]:
     """Images to float32 in [0, 1], labels to int64; everything else as it is."""
-    converted = {**tensors, "image": tensors["image"].float().div_(255)}
+    images = {key: tensors[key].float().div_(255) for key in IMAGES if key in tensors}
+    converted = {**tensors, **images}
     if "label" in tensors:
         converted["label"] = tensors["label"].long()
     return converted
 
 
 def random_flip(tensors: Domain, probability: float) -> Domain:
-    """Mirror every image, together with its label, left to right with ``probability``."""
+    """Mirror every image, together with its label and day partner, left to right with ``probability``."""
     image = tensors["image"]
     flip = torch.rand(len(image), device=image.device) < probability
     flipped = {
         key: torch.where(flip.view(-1, *[1] * (value.ndim - 1)), value.flip(-1), value)
         for key, value in tensors.items()
-        if key in ("image", "label")
+        if key in (*IMAGES, "label")
     }
     return {**tensors, **flipped}
 

@@ -1,8 +1,7 @@
 """Cityscapes class names, colours and ids, and how label files are decoded to trainIds.
 
-Label files store classes in one of three ways (:data:`ENCODINGS`): the 34 Cityscapes ids, the 19 trainIds
-that networks predict, or colours. Decoding is always explicit about which one and refuses values it does not
-know.
+Label files store classes as the ids of their benchmark, as the trainIds that networks predict, or as colours
+(:data:`ENCODINGS`). Decoding is always explicit about which one and refuses values it does not know.
 
 The ids, names and colours are those of the Cityscapes label policy (Cordts et al., CVPR 2016); GTA5 (Richter
 et al., ECCV 2016) uses the same ids and colours. Needs NumPy only.
@@ -15,10 +14,10 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from datamodules.label_tables import RGB, SYNTHIA_CLASSES, VOC_BORDER, VOC_CLASSES, VOC_PALETTE
+
 IGNORE_INDEX: Final = 255
 _UNKNOWN: Final = 254  # free in a uint8 trainId map: neither a class nor the ignore index
-
-RGB = tuple[int, int, int]
 
 
 class Label(NamedTuple):
@@ -93,11 +92,19 @@ class LabelEncoding:
         name: what the encoding is called in messages and layouts.
         mapping: stored value → trainId. Stored values are 0..255, or :func:`pack_color` integers.
         colors: label files are RGB images instead of single-channel ones.
+        painted: decodes the RGB images among files that otherwise store indices.
     """
 
-    def __init__(self, name: str, mapping: Mapping[int, int], colors: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        mapping: Mapping[int, int],
+        colors: bool = False,
+        painted: LabelEncoding | None = None,
+    ) -> None:
         self.name = name
         self.colors = colors
+        self.painted = painted
         self._values = np.array(sorted(mapping), dtype=np.int32)
         self._train_ids = np.array([mapping[value] for value in sorted(mapping)], dtype=np.uint8)
         self._table = np.full(256, _UNKNOWN, dtype=np.uint8)
@@ -114,6 +121,8 @@ class LabelEncoding:
         Raises:
             ValueError: the image has the wrong kind of pixels, or values outside the encoding.
         """
+        if self.painted is not None and stored.ndim == 3:
+            return self.painted.decode(stored, file)
         channels = 3 if self.colors else 2
         if stored.dtype != np.uint8 or stored.ndim != channels:
             wanted = "an 8-bit RGB image" if self.colors else "one 8-bit value a pixel (grey or palette PNG)"
@@ -131,6 +140,25 @@ class LabelEncoding:
             )
         return labels
 
+    def encode(self, train_ids: np.ndarray) -> np.ndarray:
+        """Return the stored form of ``[H,W]`` uint8 trainIds: ``[H,W]`` uint8 or, of colours, ``[H,W,3]``.
+
+        Where several stored values mean one trainId, the smallest is written: id 0 for what is not evaluated.
+
+        Raises:
+            ValueError: the encoding has no value for some trainId.
+        """
+        # Reversed, so that the smallest value is assigned last.
+        table = np.full(256, -1, dtype=np.int32)
+        table[self._train_ids[::-1]] = self._values[::-1]
+        stored = table[train_ids]
+        if (stored < 0).any():
+            missing = np.unique(train_ids[stored < 0])[:5].tolist()
+            raise ValueError(f"Encoding {self.name!r} has no value for trainIds {missing}.")
+        if not self.colors:
+            return stored.astype(np.uint8)
+        return np.stack([stored >> 16, stored >> 8 & 255, stored & 255], -1).astype(np.uint8)
+
     def _from_colors(self, stored: np.ndarray) -> np.ndarray:
         packed = pack_color(stored)
         position = np.searchsorted(self._values, packed).clip(max=len(self._values) - 1)
@@ -143,8 +171,29 @@ def _color_mapping() -> dict[int, int]:
     return {int(pack_color(label.color)): label.train_id for label in labels}
 
 
+def _synthia_colors() -> dict[int, int]:
+    """Colour → trainId. Walls and lane markings are painted alike, so neither can be told from that colour."""
+    mapping: dict[int, int] = {}
+    for _, train_id, color in SYNTHIA_CLASSES.values():
+        packed = int(pack_color(color))
+        mapping[packed] = IGNORE_INDEX if packed in mapping else train_id
+    return mapping
+
+
+_VOC_COLORS: Final = LabelEncoding(
+    "voc colors",
+    {int(pack_color(VOC_BORDER)): IGNORE_INDEX, **{int(pack_color(c)): i for i, c in enumerate(VOC_PALETTE)}},
+    colors=True,
+)
+
 ENCODINGS: Final[Mapping[str, LabelEncoding]] = {
     "ids": LabelEncoding("ids", {label.id: label.train_id for label in CITYSCAPES_LABELS}),
     "trainIds": LabelEncoding("trainIds", {i: i for i in (*range(len(_EVALUATED)), IGNORE_INDEX)}),
     "colors": LabelEncoding("colors", _color_mapping(), colors=True),
+    # The ids of SYNTHIA's 16-bit files, see datamodules.label_files.
+    "synthia": LabelEncoding("synthia", {i: entry[1] for i, entry in SYNTHIA_CLASSES.items()}),
+    "synthia colors": LabelEncoding("synthia colors", _synthia_colors(), colors=True),
+    "voc": LabelEncoding(
+        "voc", {i: i for i in (*range(len(VOC_CLASSES)), IGNORE_INDEX)}, painted=_VOC_COLORS
+    ),
 }

@@ -28,18 +28,35 @@ class LabelFiles:
 
 @dataclass(frozen=True)
 class Split:
-    """Images of a split: ``pattern`` is a glob below the image folder, without the suffix.
+    """Images of a split.
 
-    ``counts`` are the accepted numbers of images, the published one first; empty accepts any number.
+    Args:
+        pattern: glob below the image folder, without the suffix; of several each must match something.
+        counts: accepted numbers of images, the published one first; empty accepts any number.
+        listed: text file below the root with the stems of the split, one a line; those that match
+            ``pattern`` are its images.
+        without: the same for stems that belong to another split.
+        only_labelled: images without a label are no part of the split.
     """
 
-    pattern: str
+    pattern: str | tuple[str, ...]
     counts: tuple[int, ...] = ()
+    listed: str = ""
+    without: str = ""
+    only_labelled: bool = False
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """All patterns."""
+        return (self.pattern,) if isinstance(self.pattern, str) else self.pattern
 
 
 @dataclass(frozen=True)
 class Layout:
-    """An official data tree. ``labels`` lists alternatives: the first complete one is read."""
+    """An official data tree. ``labels`` lists alternatives: the first complete one is read.
+
+    ``unit`` is what files are called in messages (plural), where a file is not an image.
+    """
 
     title: str
     images: str
@@ -47,6 +64,19 @@ class Layout:
     labels: tuple[LabelFiles, ...]
     splits: Mapping[str, Split]
     origin: str
+    unit: str = "images"
+
+    @property
+    def folders(self) -> list[str]:
+        """What lies at the top of the tree."""
+        if self.images == ".":
+            patterns = (pattern for split in self.splits.values() for pattern in split.patterns)
+            return list(dict.fromkeys(pattern.partition("/")[0] for pattern in patterns))
+        return list(dict.fromkeys([self.images, *(label.folder for label in self.labels)]))
+
+    def wanted(self, pattern: str) -> str:
+        """A pattern of files as it is seen from the root."""
+        return f"{self.images}/{pattern}{self.suffix}".removeprefix("./")
 
 
 class Pair(NamedTuple):
@@ -86,14 +116,11 @@ class LayoutReport:
         where = f"{self.layout.title} ({self.argument}={str(self.root) if self.root else None!r})"
         if self.ok:
             counts = ", ".join(f"{name} {len(split.pairs)}" for name, split in self.splits.items())
-            return f"{where}: {counts} images"
+            return f"{where}: {counts} {self.layout.unit}"
         lines = [f"{where} cannot be used:", *(f"  - {problem}" for problem in self.problems)]
         lines += [f"  - {name}: {p}" for name, split in self.splits.items() for p in split.problems]
-        folders = ", ".join(
-            dict.fromkeys([self.layout.images, *(label.folder for label in self.layout.labels)])
-        )
         lines.append(f"  Where to get it: {self.layout.origin}")
-        lines.append(f"  Then set {self.argument} to the folder that holds: {folders}")
+        lines.append(f"  Then set {self.argument} to the folder that holds: {', '.join(self.layout.folders)}")
         return "\n".join(lines)
 
 
@@ -138,26 +165,61 @@ def require(reports: Iterable[LayoutReport]) -> None:
 def _inspect_split(
     layout: Layout, root: Path, name: str, split: Split, labelled: bool, allow_partial: bool
 ) -> SplitReport:
-    base = root / layout.images
-    images = sorted(_visible(base, split.pattern + layout.suffix))
-    wanted = f"{layout.images}/{split.pattern}{layout.suffix}"
-    if not images:
+    try:
+        images, problems = _find_images(layout, root, split)
+    except FileNotFoundError as error:
         present = ", ".join(sorted(path.name for path in root.iterdir())[:6]) or "nothing"
-        return SplitReport(name, problems=(f"no image matches {wanted}; the root holds {present}",))
-    problems = []
-    if split.counts and len(images) not in split.counts and not allow_partial:
-        problems.append(
-            f"expected {split.counts[0]} images ({wanted}), found {len(images)}: not fully extracted? "
-            "(allow_partial: true accepts a subset)"
+        return SplitReport(name, problems=(f"{error}; the root holds {present}",))
+    pairs = tuple(Pair(image, None, _stem(layout, image)) for image in images)
+    encoding = None
+    if labelled or split.only_labelled:
+        pairs, encoding, missing = _match_labels(layout, root, split, images)
+        if split.only_labelled:
+            absent = set(missing)
+            pairs = tuple(pair for pair in pairs if pair.label not in absent)
+        elif missing:
+            examples = ", ".join(path.relative_to(root).as_posix() for path in missing[:3])
+            problems.append(f"{len(missing)} of {len(images)} images have no label: {examples}")
+    if split.counts and len(pairs) not in split.counts and not allow_partial:
+        kind = f"{layout.unit} with labels" if split.only_labelled else layout.unit
+        wanted = ", ".join(map(layout.wanted, split.patterns))
+        problems.insert(
+            0,
+            f"expected {split.counts[0]} {kind} ({wanted}), found {len(pairs)}: not fully extracted? "
+            "(allow_partial: true accepts a subset)",
         )
-    if not labelled:
-        pairs = tuple(Pair(image, None, _stem(layout, image)) for image in images)
-        return SplitReport(name, pairs, problems=tuple(problems))
-    pairs, encoding, missing = _match_labels(layout, root, split, images)
-    if missing:
-        examples = ", ".join(path.relative_to(root).as_posix() for path in missing[:3])
-        problems.append(f"{len(missing)} of {len(images)} images have no label: {examples}")
     return SplitReport(name, pairs, encoding, tuple(problems))
+
+
+def _find_images(layout: Layout, root: Path, split: Split) -> tuple[list[Path], list[str]]:
+    """The images of a split, and what is wrong with them; FileNotFoundError where nothing can be told."""
+    base = root / layout.images
+    images: list[Path] = []
+    for pattern in split.patterns:
+        found = _visible(base, pattern + layout.suffix)
+        if not found:
+            raise FileNotFoundError(f"no {layout.unit[:-1]} matches {layout.wanted(pattern)}")
+        images += found
+    problems = []
+    if split.listed:
+        wanted, there = _read_stems(root, split.listed), {_stem(layout, image) for image in images}
+        absent = sorted(wanted - there)
+        if absent:
+            problems.append(
+                f"{len(absent)} of {len(wanted)} images in {split.listed} are missing: {absent[:3]}"
+            )
+        images = [image for image in images if _stem(layout, image) in wanted]
+    if split.without:
+        other = _read_stems(root, split.without)
+        images = [image for image in images if _stem(layout, image) not in other]
+    return sorted(images), problems
+
+
+def _read_stems(root: Path, listed: str) -> set[str]:
+    file = root / listed
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no list {listed}")
+    return {line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()}
 
 
 def _match_labels(
@@ -167,7 +229,9 @@ def _match_labels(
     best: tuple[tuple[Pair, ...], str, list[Path]] | None = None
     for kind in layout.labels:
         # One listing of the folder instead of one question to the file system an image.
-        present = set(_visible(root / kind.folder, split.pattern + kind.suffix))
+        present = {
+            path for pattern in split.patterns for path in _visible(root / kind.folder, pattern + kind.suffix)
+        }
         labels = [
             (root / kind.folder / image.relative_to(root / layout.images)).with_name(
                 _stem(layout, image) + kind.suffix

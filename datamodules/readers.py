@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.label_files import read_sbd_classes, read_synthia_ids
 from datamodules.labels import ENCODINGS, IGNORE_INDEX
 from datamodules.layout import Pair
 
@@ -45,11 +46,15 @@ def read_label(path: Path, encoding: str) -> Tensor:
         BrokenImageError: the file cannot be decoded.
         ValueError: it holds values that are not in the encoding.
     """
-    return torch.from_numpy(ENCODINGS[encoding].decode(_read_pixels(path), path))
+    return torch.from_numpy(ENCODINGS[encoding].decode(_read_pixels(path, encoding=encoding), path))
 
 
-def _read_pixels(path: Path, mode: str | None = None) -> np.ndarray:
+def _read_pixels(path: Path, mode: str | None = None, encoding: str | None = None) -> np.ndarray:
     try:
+        if path.suffix == ".mat":
+            return read_sbd_classes(path)
+        if encoding == "synthia":
+            return read_synthia_ids(path)
         with Image.open(path) as image:
             return np.array(image if mode is None or image.mode == mode else image.convert(mode))
     except FileNotFoundError:
@@ -64,8 +69,8 @@ def _read_pixels(path: Path, mode: str | None = None) -> np.ndarray:
 def drop_broken(pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
     """Leave out pairs with a damaged file or with an image and label of different size.
 
-    Reads every file once and checks its checksums without decoding it, so the result is the same in every
-    process.
+    Reads every file once, so the result is the same in every process. Of PNGs only the checksums are compared;
+    others are decoded.
 
     Returns:
         the usable pairs, and the reasons why others were left out (each names its files).
@@ -84,13 +89,25 @@ def drop_broken(pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
 
 def _verified_size(path: Path) -> Size:
     """Width and height of a file whose checksums are right."""
+    if path.suffix == ".mat":
+        height, width = _read_pixels(path).shape
+        return width, height
     try:
         with Image.open(path) as image:
             size = image.size
-            image.verify()
+            if image.format == "PNG":
+                image.verify()
+            else:
+                image.load()  # without checksums, only decoding finds the damage
     except _UNREADABLE as error:
         raise BrokenImageError(f"{path} is damaged ({error})") from error
     return size
+
+
+def _stored_size(path: Path) -> Size:
+    """Height and width of an image file, from its header alone."""
+    with Image.open(path) as image:
+        return image.height, image.width
 
 
 def _check_same_size(pair: Pair, *sizes: tuple[int, ...]) -> None:
@@ -155,6 +172,13 @@ class RandomCrop:
             window = self._balanced(margins, label, rng)
         return window
 
+    def cut(
+        self, image: Tensor, label: Tensor | None, rng: np.random.Generator, rare_class: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Cut one :meth:`window` out of an image ``[C,H,W]`` and its label ``[H,W]``."""
+        rows, columns = self.window((image.shape[1], image.shape[2]), label, rng, rare_class)
+        return image[:, rows, columns], None if label is None else label[rows, columns]
+
     def _balanced(
         self, margins: Sequence[int], label: Tensor | None, rng: np.random.Generator
     ) -> tuple[slice, slice]:
@@ -203,20 +227,23 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The whole image, for evaluation: ``image``, ``label`` (if read), ``index``, ``name``."""
-        return {**self._sample(index, *self.load(index)), "name": self.pairs[index].name}
+        """The whole image, for evaluation: ``image``, ``label`` (if read), ``index``, ``name`` and ``size``.
+
+        ``size`` is the stored height and width, at which predictions are written.
+        """
+        image, label = self.load(index)
+        pair = self.pairs[index]
+        size = tuple(image.shape[1:]) if self.resize is None else _stored_size(pair.image)
+        return {**self._sample(index, image, label), "name": pair.name, "size": size}
 
     def draw(self, index: int, rng: np.random.Generator, rare_class: int | None = None) -> dict[str, Any]:
         """A random window of the image, for training: ``image``, ``label`` (if read), ``index``."""
         image, label = self.load(index)
         if self.crop is not None:
-            shape = (image.shape[1], image.shape[2])
             try:
-                rows, columns = self.crop.window(shape, label, rng, rare_class)
+                image, label = self.crop.cut(image, label, rng, rare_class)
             except ValueError as error:
                 raise ValueError(f"{self.pairs[index].image}: {error}") from error
-            image = image[:, rows, columns]
-            label = None if label is None else label[rows, columns]
         return self._sample(index, image, label)
 
     def load(self, index: int) -> tuple[Tensor, Tensor | None]:

@@ -44,11 +44,15 @@ class ShuffledPicker:
 
     def __call__(self, draw: int, rng: np.random.Generator) -> Pick:
         """Return the ``draw``-th image; ``rng`` is not used."""
+        return Pick(self.position(draw))
+
+    def position(self, draw: int) -> int:
+        """Position of the ``draw``-th image."""
         number, position = divmod(draw, self._size)
         if number != self._pass:
             self._pass = number
             self._order = np.random.default_rng([*self._seed, number]).permutation(self._size)
-        return Pick(int(self._order[position]))
+        return int(self._order[position])
 
 
 def rare_class_probabilities(pixels: np.ndarray, temperature: float) -> np.ndarray:
@@ -103,6 +107,28 @@ class RareClassPicker:
         chosen = int(np.searchsorted(self._cumulative, score, side="right"))
         images = self._images[chosen]
         return Pick(int(images[rng.integers(len(images))]), chosen)
+
+
+class WeightedPicker:
+    """Draws images in proportion to their weights, with replacement.
+
+    Args:
+        weights: ``[N]``, not negative and not all zero.
+
+    Raises:
+        ValueError: they are.
+    """
+
+    def __init__(self, weights: np.ndarray) -> None:
+        self._cumulative = np.cumsum(weights, dtype=np.float64)
+        if not (np.asarray(weights) >= 0).all() or not 0 < self._cumulative[-1] < np.inf:
+            raise ValueError("weights must be finite, none negative and not all of them zero.")
+
+    def __call__(self, draw: int, rng: np.random.Generator) -> Pick:
+        """Draw from ``rng``; the draw's number is not used."""
+        # Scaling by the last sum keeps rounding from ever selecting past the end.
+        score = rng.random() * self._cumulative[-1]
+        return Pick(int(np.searchsorted(self._cumulative, score, side="right")))
 
 
 class JointDataset(Dataset[dict[str, dict[str, Any]]]):

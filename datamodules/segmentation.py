@@ -52,6 +52,7 @@ class SegmentationDataModule(BenchmarkDataModule):
             report = reports[self.eval_root]
             self.datasets[name] = SegmentationDataset(
                 self.usable_pairs(report, split),
+                # None for images whose labels are kept by the benchmark's server.
                 report.splits[split].encoding,
                 self.resize,
                 resize_label=False,
@@ -86,6 +87,8 @@ class UDASegmentation(SegmentationDataModule):
         flip: probability of mirroring a training image.
         source_augment: photometric augmentation of labelled images on the device: a module that maps float
             images ``[B,3,H,W]`` in [0, 1] to the same. True takes ``zoo.nn.augment.PhotometricJitter()``.
+        predict_split: split of the target that ``zoo predict`` labels, without reading labels: ``test`` makes the
+            files of an evaluation server. None takes the benchmark's own.
         oracle: labelled images are those of the target: the upper bound of adaptation.
         rare_class_temperature: draw labelled images by the rarity of their classes, see
             :func:`~datamodules.sampling.rare_class_probabilities` (published: 0.01); None draws them
@@ -114,6 +117,7 @@ class UDASegmentation(SegmentationDataModule):
         crop_target: bool = True,
         flip: float = 0.5,
         source_augment: nn.Module | bool = False,
+        predict_split: str | None = None,
         oracle: bool = False,
         rare_class_temperature: float | None = None,
         rare_class_min_pixels: int = 3000,
@@ -135,6 +139,11 @@ class UDASegmentation(SegmentationDataModule):
             allow_partial=allow_partial,
         )
         self.source_root, self.target_root = source_root, target_root
+        if predict_split is not None:
+            known = self.layout[self.eval_root].splits
+            if predict_split not in known:
+                raise ValueError(f"predict_split must be one of {', '.join(known)}, got {predict_split!r}.")
+            self.predict_split = predict_split
         self.source_resize, self.oracle, self.crop_target = source_resize, oracle, crop_target
         self.source_augment = _resolve_augment(source_augment)
         self.rare_class_temperature, self.rare_class_min_pixels = (
@@ -147,7 +156,7 @@ class UDASegmentation(SegmentationDataModule):
 
     def needs(self, stage: str | None = None) -> dict[str, dict[str, bool]]:
         """Training images of both domains (source ones labelled), evaluation images of the target."""
-        target = dict.fromkeys(self.eval_splits(stage).values(), True)
+        target = self.eval_needs(stage)
         if stage not in (None, "fit"):
             return {"target_root": target}
         if self.oracle:
@@ -171,17 +180,21 @@ class UDASegmentation(SegmentationDataModule):
             crop=self.labelled_crop,
             cache=self.cache,
         )
-        unlabelled = SegmentationDataset(
-            self.usable_pairs(reports["target_root"], "train"),
+        unlabelled = self.target_dataset(reports["target_root"])
+        pickers = {}
+        if self.rare_class_temperature is not None:
+            pickers["source"] = self._rare_class_picker(report, pairs)
+        return JointDataset({"source": labelled, "target": unlabelled}, self.draw_seed, pickers)
+
+    def target_dataset(self, report: LayoutReport) -> SegmentationDataset:
+        """The unlabelled images."""
+        return SegmentationDataset(
+            self.usable_pairs(report, "train"),
             None,
             self.resize,
             crop=self.crop if self.crop_target else None,
             cache=self.cache,
         )
-        pickers = {}
-        if self.rare_class_temperature is not None:
-            pickers["source"] = self._rare_class_picker(report, pairs)
-        return JointDataset({"source": labelled, "target": unlabelled}, self.draw_seed, pickers)
 
     def augment(self, batch: dict[str, Domain]) -> dict[str, Domain]:
         """Mirror both domains at random; then ``source_augment``."""
@@ -199,7 +212,7 @@ class UDASegmentation(SegmentationDataModule):
         encoding = report.splits["train"].encoding
         if self.rare_class_temperature is None or encoding is None or report.root is None:
             raise ValueError("Rare-class sampling needs rare_class_temperature and labelled images.")
-        counts = count_classes(pairs, encoding, report.root)
+        counts = count_classes(pairs, encoding, report.root)[:, : self.num_classes]
         return RareClassPicker(counts, self.rare_class_temperature, self.rare_class_min_pixels, self.classes)
 
 

@@ -144,7 +144,8 @@ def test_evaluation_batches(roots: dict[str, Any]) -> None:
     data = uda(roots, eval_batch_size=2, target_resize=(32, 16))
     batches = list(data.val_dataloader())
     assert [len(batch["name"]) for batch in batches] == [2, 1]
-    assert set(batches[0]) == {"image", "label", "index", "name"}
+    assert set(batches[0]) == {"image", "label", "index", "name", "size"}
+    assert batches[0]["size"] == [(32, 64)] * 2
     assert batches[0]["image"].shape == (2, 3, 16, 32)
     assert batches[0]["label"].shape == (2, 32, 64)  # at its stored size, where it is evaluated
     assert [name for batch in batches for name in batch["name"]] == [

@@ -7,13 +7,20 @@ from typing import Any
 
 import pytest
 
-from datamodules import SemiSegmentation
+from datamodules import CityscapesSemi
 from tests.test_datamodules import epoch
 
 
-def semi(roots: dict[str, Any], **settings: Any) -> SemiSegmentation:
-    options = {"root": roots["target_root"], "crop": None, "num_workers": 0, "allow_partial": True, "seed": 0}
-    data = SemiSegmentation(**{**options, **settings})
+def semi(roots: dict[str, Any], **settings: Any) -> CityscapesSemi:
+    options = {
+        "root": roots["target_root"],
+        "crop": None,
+        "scale": None,
+        "num_workers": 0,
+        "allow_partial": True,
+        "seed": 0,
+    }
+    data = CityscapesSemi(**{**options, **settings})
     data.setup()
     return data
 
@@ -68,8 +75,18 @@ def test_labelled_list(roots: dict[str, Any], tmp_path: Path, line: str) -> None
         ({"num_labelled": 5}, "num_labelled asks for 5 labelled images of 5"),
         ({"num_labelled": 50}, "num_labelled asks for 50 labelled images of 5"),
         ({"num_labelled": 0}, "num_labelled must be at least 1, got 0"),
-        ({}, "exactly one of num_labelled and labelled_list"),
-        ({"num_labelled": 1, "labelled_list": "x.txt"}, "exactly one of num_labelled and labelled_list"),
+        ({}, "exactly one of partition, num_labelled and labelled_list"),
+        (
+            {"num_labelled": 1, "labelled_list": "x.txt"},
+            "exactly one of partition, num_labelled and labelled_list",
+        ),
+        ({"partition": "3/2"}, "partition must be a share such as '1/16', or 'full', got '3/2'"),
+        ({"num_labelled": 1, "scale": (0.5, 2.0)}, "resizes at random and so needs a crop"),
+        ({"num_labelled": 1, "crop": (8, 8), "scale": (1.5, 2.0)}, "scale must be two factors around 1"),
+        (
+            {"num_labelled": 1, "crop": (8, 8), "scale": (0.5, 2.0), "pad_label": 256},
+            "pad_label must be a trainId",
+        ),
     ],
 )
 def test_wrong_numbers_of_labelled_images(

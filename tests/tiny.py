@@ -6,7 +6,7 @@ of the formats.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,10 +70,12 @@ def as_options(settings: Mapping[str, Any], prefix: str = "--data.") -> list[str
     return [f"{prefix}{key}={str(value).lower()}" for key, value in settings.items()]
 
 
-def random_pair(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def random_pair(
+    rng: np.random.Generator, height: int, width: int, train_ids: Sequence[int] = tuple(CLASSES)
+) -> tuple[np.ndarray, np.ndarray]:
     """A noisy RGB image and trainIds in 4×4 blocks that cover all classes and 255."""
     image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
-    ids = np.array(list(CLASSES))
+    ids = np.array(train_ids)
     blocks = np.resize(rng.permutation(ids), (height // 4 + 1) * (width // 4 + 1))
     label = blocks.reshape(height // 4 + 1, width // 4 + 1).repeat(4, 0).repeat(4, 1)[:height, :width]
     return image, label.astype(np.uint8)
@@ -90,7 +92,7 @@ def gta5_tree(root: Path, count: int = 4, size: tuple[int, int] = (36, 64), seed
     for number in range(1, count + 1):
         image, train_ids = random_pair(rng, *size)
         Image.fromarray(image).save(root / f"images/{number:05d}.png")
-        label = Image.fromarray(_stored(train_ids, "labelIds"))
+        label = Image.fromarray(stored_label(train_ids, "labelIds"))
         label.putpalette(palette.ravel().tolist())
         label.save(root / f"labels/{number:05d}.png")
     return root
@@ -112,7 +114,7 @@ def cityscapes_tree(
             place = f"{split}/{city}/{city}_{number:06d}_000019"
             for folder, name, pixels in (
                 ("leftImg8bit", "leftImg8bit", image),
-                ("gtFine", f"gtFine_{kind}", _stored(train_ids, kind)),
+                ("gtFine", f"gtFine_{kind}", stored_label(train_ids, kind)),
             ):
                 path = root / folder / f"{place}_{name}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,12 +123,12 @@ def cityscapes_tree(
 
 
 def expected_pairs(count: int, size: tuple[int, int], seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The images and trainIds a tree of one split was written with, in the order of writing."""
+    """The images and trainIds a tree was written with, in the order of writing."""
     rng = np.random.default_rng(seed)
     return [random_pair(rng, *size) for _ in range(count)]
 
 
-def _stored(train_ids: np.ndarray, kind: Kind) -> np.ndarray:
+def stored_label(train_ids: np.ndarray, kind: Kind) -> np.ndarray:
     """TrainIds as a label file of this kind stores them."""
     if kind == "labelTrainIds":
         return train_ids
