@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import shutil
-import tempfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from PIL import Image
 
+from datamodules.cache import ensure_folder, png_bytes
 from datamodules.labels import CITYSCAPES_LABELS, TRAIN_ID_TO_ID
 from datamodules.layout import CITYSCAPES, GTA5, Split
 from datamodules.streetshift import FIRST_SEED, GENERATOR_VERSION, Domain, check_arguments, render
 
-_MANIFEST = "manifest.json"
 _ORIGIN = "rendered on first use (prepare_data); nothing to download"
 #: The official trees, with as many images as were asked for.
 SOURCE_TREE = replace(
@@ -70,30 +64,14 @@ class RenderedTree:
     def ensure(self, base: Path) -> Path:
         """Return the folder, rendered unless it is there undamaged; safe from several processes at once."""
         folder = self.folder(base)
-        base.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if _is_intact(folder):
-                return folder
-            if folder.exists():
-                rank_zero_warn(f"{folder} is damaged: rendering it again.")
-                shutil.rmtree(folder)
-            rank_zero_info(
-                f"Rendering {sum(self.counts.values())} StreetShift {self.domain} images to {folder} (once)."
-            )
-            # Renaming a complete folder: an interrupted rendering is never taken for a finished one.
-            with tempfile.TemporaryDirectory(dir=base, prefix=f".{folder.name}-") as temporary:
-                self._write(Path(temporary) / "tree")
-                (Path(temporary) / "tree").replace(folder)
+        ensure_folder(folder, f"{sum(self.counts.values())} StreetShift {self.domain} images", self._write)
         return folder
 
     def _write(self, root: Path) -> None:
-        checksums = {}
         for path, content in self._files():
             file = root / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
-            checksums[path] = zlib.crc32(content)
-        (root / _MANIFEST).write_text(json.dumps(checksums))
 
     def _files(self) -> Iterator[tuple[str, bytes]]:
         """Paths in the official tree and contents of all files."""
@@ -104,29 +82,9 @@ class RenderedTree:
                 label = Image.fromarray(np.array(TRAIN_ID_TO_ID, np.uint8)[train_ids])
                 if self.domain == "source":
                     label.putpalette([value for entry in CITYSCAPES_LABELS for value in entry.color])
-                    yield f"images/{number + 1:05d}.png", _png(Image.fromarray(image))
-                    yield f"labels/{number + 1:05d}.png", _png(label)
+                    yield f"images/{number + 1:05d}.png", png_bytes(Image.fromarray(image))
+                    yield f"labels/{number + 1:05d}.png", png_bytes(label)
                 else:
                     place = f"{split}/streetshift/streetshift_{seed:06d}_000000"
-                    yield f"leftImg8bit/{place}_leftImg8bit.png", _png(Image.fromarray(image))
-                    yield f"gtFine/{place}_gtFine_labelIds.png", _png(label)
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def _is_intact(folder: Path) -> bool:
-    """Whether every file of the manifest is there with its checksum (about 30 ms for 1,000 files)."""
-    manifest = folder / _MANIFEST
-    if not manifest.is_file():
-        return False
-    try:
-        checksums = json.loads(manifest.read_text())
-        return all(
-            zlib.crc32((folder / path).read_bytes()) == checksum for path, checksum in checksums.items()
-        )
-    except (OSError, ValueError):
-        return False
+                    yield f"leftImg8bit/{place}_leftImg8bit.png", png_bytes(Image.fromarray(image))
+                    yield f"gtFine/{place}_gtFine_labelIds.png", png_bytes(label)
