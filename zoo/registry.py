@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from zoo.cards import BenchmarkCard, Card, CardError, MethodCard, read_card
+from zoo.pretrained import started_from
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 SomeCard = TypeVar("SomeCard", bound=Card)
@@ -162,12 +163,14 @@ def list_backbones(pattern: str = "*") -> list[str]:
     return _matching({*_own_backbones(), *timm.list_models()}, pattern)
 
 
-def create_backbone(name: str, pretrained: bool = False, in_chans: int = 3, **kwargs: Any) -> Any:
+def create_backbone(name: str, pretrained: bool | str = False, in_chans: int = 3, **kwargs: Any) -> Any:
     """Build a feature extractor: ours, if the name is registered, or else timm's.
 
     Args:
-        name: a name of ``zoo list backbones``; timm names may carry a weight tag (``resnet50.a1_in1k``).
-        pretrained: load the weights that belong to the name.
+        name: a name of ``zoo list backbones``; timm names may carry a weight tag (``resnet50.a1_in1k``). Or a
+            ``.safetensors`` file of ``zoo export``, which brings its weights.
+        pretrained: load the weights that belong to the name, or those of a source: a path,
+            ``hf-hub:owner/name``, ... (:func:`zoo.checkpoints.load_pretrained`).
         in_chans: channels of the input image.
         **kwargs: handed to the factory.
 
@@ -177,10 +180,17 @@ def create_backbone(name: str, pretrained: bool = False, in_chans: int = 3, **kw
 
     Raises:
         UnknownNameError: neither registered nor known to timm.
+        CheckpointError: a source whose weights cannot be read or do not belong to this backbone.
     """
+    if name.endswith(".safetensors"):
+        from zoo.extraction import load_extracted
+
+        return started_from(pretrained, lambda known: load_extracted(name, in_chans=in_chans, **kwargs))
     own = _own_backbones()
     if name in own:
-        return own[name](pretrained=pretrained, in_chans=in_chans, **kwargs)
+        return started_from(
+            pretrained, lambda known: own[name](pretrained=known, in_chans=in_chans, **kwargs)
+        )
 
     import timm
 
@@ -188,7 +198,7 @@ def create_backbone(name: str, pretrained: bool = False, in_chans: int = 3, **kw
 
     if not timm.is_model(name):
         raise UnknownNameError("backbone", name, list_backbones(), "zoo list backbones")
-    return create_timm_backbone(name, pretrained, in_chans, **kwargs)
+    return started_from(pretrained, lambda known: create_timm_backbone(name, known, in_chans, **kwargs))
 
 
 def _own_backbones() -> dict[str, Callable[..., Any]]:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
-import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import torch
-
+from zoo.checkpoints.files import CheckpointError, read_plain
 from zoo.config_files import UsageError
 
-NAMES = ("best", "last", "hpc")  # Lightning resolves these itself, when the run starts
+NAMES = ("best", "last", "hpc")  # of checkpoints in a run's folder
 # Of a method's `optim`, what a resumed run may change; the rest lies in the optimiser's state.
-SCHEDULE = {f"optim.{name}" for name in ("schedule", "power", "warmup_steps", "warmup_ratio", "total_steps")}
+SCHEDULE = {
+    f"optim.{name}"
+    for name in (
+        *("schedule", "power", "final_lr", "warmup_steps", "warmup_epochs", "warmup_ratio", "total_steps"),
+        *("cosine_share", "final_weight_decay", "frozen_steps", "frozen_epochs", "freeze_by"),
+        *("clip_norm", "clip_by"),
+    )
+}
+# Where weights would start if the checkpoint did not bring all of them.
+STARTS = ("pretrained", "init_from")
 
 
 class Trained:
@@ -25,14 +33,21 @@ class Trained:
     they come below it, like a config file: :meth:`as_options` goes before the typed options.
 
     Args:
-        path: value of ``--ckpt_path``.
+        ckpt_path: value of ``--ckpt_path``: a file, or ``best``, ``last`` or ``hpc`` of ``run_dir``.
+        run_dir: value of ``--run_dir``.
+        resumes: training goes on, so that the optimiser's state comes from the checkpoint.
+
+    Attributes:
+        path: the file that is meant; ``None`` to start from the beginning.
 
     Raises:
         UsageError: there is no such file, or it is no checkpoint that can be loaded safely.
     """
 
-    def __init__(self, path: str | None) -> None:
-        self.checkpoint = _read(path)
+    def __init__(self, ckpt_path: str | None, run_dir: str | None = None, resumes: bool = False) -> None:
+        self.path = _named(ckpt_path, run_dir, resumes) if ckpt_path in NAMES else ckpt_path or None
+        self.waits = None if self.path else ckpt_path
+        self.checkpoint = _read(self.path)
         self.options: dict[str, Any] = dict(self.checkpoint.get("hyper_parameters", {}))
         self.options.pop("_instantiator", None)
         self.class_path: str | None = self.options.pop("_class_path", None)
@@ -51,26 +66,47 @@ class Trained:
             resumes: training goes on, so that the optimiser's state comes from the checkpoint.
 
         Raises:
-            UsageError: a difference that would not take effect: another class, other optimiser settings.
+            UsageError: a difference that would not take effect: another class, other optimiser settings,
+                other weights to start from.
         """
         if self.class_path and resolve_name(self.class_path) is not resolve_name(model["class_path"]):
             raise UsageError(
                 f"--ckpt_path holds a {self.class_path}, the command asks for a {model['class_path']}: "
-                "leave the model to the checkpoint, or choose another checkpoint"
+                "leave the model to the checkpoint, choose another checkpoint, or start a run of its own from the "
+                "checkpoint's weights with --model.init_from"
             )
         notes = []
         for key, (before, now) in differences(self.options, model.get("init_args", {})).items():
+            if key in STARTS:
+                notes += self._start(key, before, now, resumes)
+                continue
             if resumes and key.partition(".")[0] == "optim" and key not in SCHEDULE:
                 raise UsageError(
                     f"model.{key} is {now!r}, but resuming restores the optimiser of the checkpoint, trained "
                     f"with {before!r}: leave it out, or start a run of its own without --ckpt_path"
                 )
             notes.append(f"model.{key} is {now!r} as you asked; the checkpoint was trained with {before!r}")
+        if self.waits:
+            notes.append(
+                f"--ckpt_path {self.waits}: the run has none yet, so training starts from the beginning"
+            )
         if self.checkpoint and resumes and not self.holds_random_state():
             notes.append(
                 "the checkpoint holds no random state: the resumed run draws other samples than an unbroken one"
             )
         return notes
+
+    @staticmethod
+    def _start(key: str, before: Any, now: Any, resumes: bool) -> list[str]:
+        """Weights to start from cannot win over a checkpoint that brings all of them."""
+        if resumes:
+            raise UsageError(
+                f"model.{key} is {now!r}, but --ckpt_path brings all weights, of a run that started with {before!r}: "
+                f"set model.{key} to that, or leave out --ckpt_path to start from {now!r}"
+            )
+        return [
+            f"model.{key} is {now!r} without effect: the checkpoint, which started with {before!r}, is evaluated"
+        ]
 
     def holds_random_state(self) -> bool:
         """Lightning stores none; a callback that does so keeps it under ``rng_state``."""
@@ -89,12 +125,45 @@ def differences(trained: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[st
     return dict(sorted(found.items()))
 
 
+def _named(name: str, run_dir: str | None, resumes: bool) -> str | None:
+    """The file that ``best``, ``last`` or ``hpc`` stands for; ``None`` where a run has no last one yet.
+
+    Lightning would look for it when the run starts, unchecked, and train from the beginning if it finds none.
+    """
+    if not run_dir:
+        raise UsageError(
+            f"--ckpt_path {name} is the {name} checkpoint of a run folder: add --run_dir, or name the file itself"
+        )
+    if name == "hpc":  # written by Lightning when a cluster is about to end the job
+        saved = Path(run_dir).glob("hpc_ckpt_*.ckpt")
+        numbered = {
+            int(number[1]): path for path in saved if (number := re.search(r"_(\d+)\.ckpt$", path.name))
+        }
+        path = numbered[max(numbered)] if numbered else Path(run_dir, "hpc_ckpt_1.ckpt")
+    else:
+        path = Path(run_dir, "checkpoints", f"{name}.ckpt")
+    if path.is_file():
+        return str(path)
+    if resumes and name == "last":
+        return None
+    raise UsageError(f"--ckpt_path {name}: the run has no {path}")
+
+
 def _read(path: str | None) -> dict[str, Any]:
-    if not path or path in NAMES or Path(path).is_dir():
+    if not path or Path(path).is_dir():
         return {}
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # tensors stay on disk
-    except FileNotFoundError as error:
-        raise UsageError(f"--ckpt_path {path}: there is no such file") from error
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise UsageError(f"--ckpt_path {path} is not a Lightning checkpoint of plain values") from error
+        checkpoint = read_plain(path)  # tensors stay on disk
+    except CheckpointError as error:
+        raise UsageError(
+            f"--ckpt_path {path} is not a Lightning checkpoint that can be read: {error}"
+        ) from error
+    if (
+        not isinstance(checkpoint, dict)
+        or not {"state_dict", "hyper_parameters", "callbacks"} & checkpoint.keys()
+    ):
+        raise UsageError(
+            f"--ckpt_path {path} is not a Lightning checkpoint but other weights: start from them with "
+            "--model.pretrained or --model.init_from"
+        )
+    return checkpoint

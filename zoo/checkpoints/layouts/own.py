@@ -1,0 +1,16 @@
+"""Checkpoints of the zoo's own runs, and of other Lightning modules with a ``student``."""
+
+from __future__ import annotations
+
+from zoo.checkpoints.layouts.facts import describe_any
+from zoo.checkpoints.rules import AsBackbone, Importer
+
+OWN = Importer(
+    "lightning",
+    "Lightning checkpoint of a run of the zoo",
+    (r"",),
+    (AsBackbone(),),
+    {"student": r"(?:state_dict\.)?student\.", "teacher": r"(?:state_dict\.)?teacher\.network\."},
+    facts=("pytorch-lightning_version",),
+    describe=describe_any,
+)
