@@ -14,6 +14,13 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
+def max_over_ranks(value: Tensor) -> Tensor:
+    """Element-wise maximum of ``value``, which has one shape on all ranks, in place."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value
+
+
 def mean_over_ranks(value: Tensor) -> Tensor:
     """Average ``value``, which has one shape on all ranks."""
     if dist.is_available() and dist.is_initialized():
@@ -28,3 +35,24 @@ def gather_ranks(value: Tensor) -> Tensor:
     parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, value.contiguous())
     return torch.cat(parts)
+
+
+def gather_uneven(value: Tensor) -> Tensor:
+    """Concatenate the ``value`` of every rank along the first dimension, which may be longer on some."""
+    if rank_count() == 1:
+        return value
+    sizes = gather_ranks(torch.tensor([len(value)], device=value.device)).tolist()
+    padded = value.new_zeros(max(sizes), *value.shape[1:])
+    padded[: len(value)] = value
+    parts = gather_ranks(padded).split(max(sizes))
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def this_rank() -> int:
+    """Number of this process among those that train together; 0 where it is alone."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def rank_count() -> int:
+    """Number of processes that train together; 1 where this one is alone."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

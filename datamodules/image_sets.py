@@ -1,0 +1,222 @@
+"""Sets of labelled images, in memory or in files, read a batch at a time.
+
+A source loads images by position. :class:`ImageSubset` shows some of its positions in order, for evaluation;
+:class:`DrawnImages` gives numbered draws of a subset, for training. Both answer whole batches
+(``__getitems__``), so that a set in memory costs one indexing operation a batch and no Python an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.readers import RandomCrop, read_image
+from datamodules.sampling import ShuffledPicker
+
+NO_LABEL: Final = -1
+_RESIZED_AT_ONCE: Final = 1024
+
+
+class ImageSource(Protocol):
+    """Images by position. ``labels`` is int64 ``[N]``, :data:`NO_LABEL` where an image has none."""
+
+    labels: np.ndarray
+
+    def load(self, positions: np.ndarray, rngs: Sequence[np.random.Generator] | None = None) -> Tensor:
+        """Images ``[B,3,H,W]`` uint8; with ``rngs`` (one an image) random windows where they are cut."""
+        ...
+
+    def names(self, positions: np.ndarray) -> list[str] | None:
+        """File stems, or None where images are no files."""
+        ...
+
+
+class MemoryImages:
+    """Images of one size held as one tensor.
+
+    Args:
+        pixels: ``[N,C,H,W]`` uint8 with one channel, which is repeated without being copied, or three. Any
+            strides, also those of a memory map.
+        labels: ``[N]`` int64.
+        size: height and width to which all are resized at once (bicubic); None keeps the stored size.
+    """
+
+    def __init__(self, pixels: Tensor, labels: np.ndarray, size: int | None = None) -> None:
+        if size is not None and tuple(pixels.shape[-2:]) != (size, size):
+            pixels = torch.cat([resized(part, (size, size)) for part in pixels.split(_RESIZED_AT_ONCE)])
+        self._pixels, self.labels = pixels.expand(-1, 3, -1, -1), labels
+
+    def load(self, positions: np.ndarray, rngs: Sequence[np.random.Generator] | None = None) -> Tensor:
+        """Images ``[B,3,H,W]`` uint8; they are whole, so nothing is random."""
+        return self._pixels[torch.from_numpy(positions)].contiguous()
+
+    def names(self, positions: np.ndarray) -> None:
+        """There are no files."""
+
+
+class FileImages:
+    """Image files, decoded when they are asked for.
+
+    Args:
+        root: folder that ``paths`` are relative to.
+        paths: ``[N]`` relative paths. Kept as one array of bytes: a million Python objects would be copied
+            into every loader process as soon as they are touched.
+        labels: ``[N]`` int64.
+        crop: height and width of the square that is cut out, centred or at random.
+        resize: length of the short side before that (bicubic, antialiased); None keeps the stored size.
+    """
+
+    def __init__(
+        self, root: Path, paths: Sequence[str], labels: np.ndarray, crop: int, resize: int | None
+    ) -> None:
+        self.root, self.labels = root, labels
+        self._paths = np.array([path.encode() for path in paths])
+        self._resize, self._crop = resize, RandomCrop((crop, crop))
+
+    def load(self, positions: np.ndarray, rngs: Sequence[np.random.Generator] | None = None) -> Tensor:
+        """Decode, resize and cut images ``[B,3,crop,crop]`` uint8.
+
+        Raises:
+            BrokenImageError: a file cannot be decoded; it is named.
+            ValueError: an image is smaller than the crop; it is named.
+        """
+        draws: Sequence[np.random.Generator | None] = rngs or [None] * len(positions)
+        return torch.stack([self._window(p, rng) for p, rng in zip(positions, draws, strict=True)])
+
+    def names(self, positions: np.ndarray) -> list[str]:
+        """File stems."""
+        return [Path(self._paths[position].decode()).stem for position in positions]
+
+    def _window(self, position: int, rng: np.random.Generator | None) -> Tensor:
+        path = self.root / self._paths[position].decode()
+        image = read_image(path)
+        if self._resize is not None:
+            short = min(image.shape[1:])
+            height, width = (max(self._resize, round(n * self._resize / short)) for n in image.shape[1:])
+            image = resized(image[None], (height, width))[0]
+        try:
+            if rng is None:
+                rows, columns = _centre(image, self._crop)
+            else:
+                rows, columns = self._crop.window((image.shape[1], image.shape[2]), None, rng)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return image[:, rows, columns]
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images ``[B,C,H,W]`` uint8 resized to ``size`` (height, width): bicubic and antialiased."""
+    return F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
+
+
+def _centre(image: Tensor, crop: RandomCrop) -> tuple[slice, slice]:
+    """The middle window; a window that does not fit raises as a random one does."""
+    height, width = image.shape[1:]
+    if height < crop.size[0] or width < crop.size[1]:
+        return crop.window((height, width), None, np.random.default_rng(0))
+    top, left = round((height - crop.size[0]) / 2), round((width - crop.size[1]) / 2)
+    return slice(top, top + crop.size[0]), slice(left, left + crop.size[1])
+
+
+class ImageSubset(Dataset[dict[str, Any]]):
+    """Some images of a source in order: ``image``, ``label``, ``index`` and, of files, ``name``.
+
+    Args:
+        source: where images come from.
+        positions: ``[n]`` which of them; None takes all.
+    """
+
+    def __init__(self, source: ImageSource, positions: np.ndarray | None = None) -> None:
+        self.source = source
+        self.positions = np.arange(len(source.labels)) if positions is None else positions
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of the subset, ``[n]`` int64."""
+        return self.source.labels[self.positions]
+
+    def part(self, positions: np.ndarray) -> ImageSubset:
+        """A subset of this subset, by positions in it."""
+        return ImageSubset(self.source, self.positions[positions])
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {key: value[0] for key, value in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        index = np.asarray(indices)
+        batch: dict[str, Any] = self.batch(index)
+        names = self.source.names(self.positions[index])
+        return batch if names is None else {**batch, "name": names}
+
+    def batch(
+        self, index: np.ndarray, rngs: Sequence[np.random.Generator] | None = None
+    ) -> dict[str, Tensor]:
+        """``image`` uint8 ``[B,3,H,W]``, ``label`` and ``index`` int64 ``[B]``."""
+        positions = self.positions[index]
+        return {
+            "image": self.source.load(positions, rngs),
+            "label": torch.from_numpy(self.source.labels[positions]),
+            "index": torch.from_numpy(index),
+        }
+
+
+class DrawnImages(Dataset[dict[str, Tensor]]):
+    """Numbered draws of a subset: every image once a pass, in a new order each pass, passes without end.
+
+    Draw ``k`` is a pure function of ``(seed, k)``, as in :mod:`datamodules.sampling`. Batches also hold
+    ``draw``, int64 ``[B]``, by which training batches are told from others.
+
+    Args:
+        subset: the images.
+        seed: of order and windows.
+    """
+
+    def __init__(self, subset: ImageSubset, seed: int) -> None:
+        self.subset, self._seed = subset, seed
+        self._picker = ShuffledPicker(len(subset), (seed, 0, 1))
+
+    def __len__(self) -> int:
+        return len(self.subset)
+
+    def __getitem__(self, draw: int) -> dict[str, Tensor]:
+        return {key: value[0] for key, value in self.__getitems__([draw]).items()}
+
+    def __getitems__(self, draws: Sequence[int]) -> dict[str, Tensor]:
+        index = np.array([self._picker.position(draw) for draw in draws])
+        # Sets in memory draw no windows, and a generator for every image would cost more than the batch.
+        cuts = isinstance(self.subset.source, FileImages)
+        rngs = [np.random.default_rng([self._seed, 0, 0, draw]) for draw in draws] if cuts else None
+        return {**self.subset.batch(index, rngs), "draw": torch.tensor(draws)}
+
+
+def as_batch(batch: dict[str, Any]) -> dict[str, Any]:
+    """What subsets and draws return is a batch already."""
+    return batch
+
+
+def balanced_choice(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Positions of ``count`` images with the class shares of ``labels``, up to one image a class.
+
+    Images are shuffled, put in order of their class, and taken at even distances.
+
+    Args:
+        labels: ``[N]`` int64.
+        count: how many, at most N.
+        seed: of the shuffle.
+
+    Returns:
+        ``[count]`` int64, ascending.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    return np.sort(order[((np.arange(count) + 0.5) * len(labels) / max(count, 1)).astype(np.int64)])
