@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from zoo.method import Method
+from zoo.schedules import cosine
 from zoo.teacher import Teacher
 
 Timing = Literal["before_step", "after_step", "manual"]
@@ -34,9 +34,12 @@ class EMATeacher(Callback):
         schedule: ``constant``; ``warmup`` is ``min(1 - 1/(t+1), decay)``; ``cosine`` goes from ``decay`` at
             t = 0 to ``final_decay`` at the end of training; ``epochs`` takes ``epoch_decays``.
         final_decay: where ``cosine`` ends.
+        cosine_share: of the cosine that the run covers, see :func:`zoo.schedules.cosine`.
         epoch_decays: for ``epochs``: first epoch → decay from there on, e.g. ``{0: 0.9, 10: 0.99}``.
         copy_epochs: for so many epochs the teacher simply equals the student at every forward (the released
             semi-supervised FST and U2PL alias the two in epoch 0).
+        first_step: ``before_step`` teachers move before the very first step, too. One that was copied would not
+            change by it; an ``independent`` one (VoCo's) does.
         check_every: every so many steps the teacher is checked for nan/inf (one host synchronisation each).
 
     Raises:
@@ -56,8 +59,10 @@ class EMATeacher(Callback):
         decay: float = 0.999,
         schedule: Schedule = "warmup",
         final_decay: float = 1.0,
+        cosine_share: float = 1.0,
         epoch_decays: dict[int, float] | None = None,
         copy_epochs: int = 0,
+        first_step: bool = False,
         check_every: int = 100,
     ) -> None:
         if timing not in ("before_step", "after_step", "manual"):
@@ -74,10 +79,13 @@ class EMATeacher(Callback):
         for value in (decay, final_decay, *(epoch_decays or {}).values()):
             if not 0.0 <= value <= 1.0:
                 raise MisconfigurationException(f"decay {value} is not within [0, 1]")
+        if not 0.0 < cosine_share <= 1.0:
+            raise MisconfigurationException(f"cosine_share={cosine_share} is not within (0, 1]")
         self.teacher, self.student, self.timing = teacher, student, timing
         self.decay, self.schedule, self.final_decay = decay, schedule, final_decay
+        self.cosine_share = cosine_share
         self.epoch_decays = dict(epoch_decays or {})
-        self.copy_epochs = copy_epochs
+        self.copy_epochs, self.first_step = copy_epochs, first_step
         self.check_every = max(1, check_every)
         self._seen_step = -1
         self._steps_at_start = 0
@@ -125,7 +133,7 @@ class EMATeacher(Callback):
         teacher, student = self.networks(pl_module)
         if self.in_copy_epochs(trainer):
             teacher.update(student, 0.0)
-        elif self.timing == "before_step" and teacher.steps > 0:
+        elif self.timing == "before_step" and (teacher.steps > 0 or self.first_step):
             self.move(trainer, pl_module, teacher.steps)
 
     def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -150,10 +158,7 @@ class EMATeacher(Callback):
             return min(1.0 - 1.0 / (t + 1), self.decay)
         if self.schedule == "cosine":
             total = trainer.estimated_stepping_batches
-            share = min(t / total, 1.0)
-            return self.final_decay - 0.5 * (self.final_decay - self.decay) * (
-                1.0 + math.cos(math.pi * share)
-            )
+            return cosine(t, total, self.decay, self.final_decay, share=self.cosine_share)
         if self.schedule == "epochs":
             return self.epoch_decays[
                 max(epoch for epoch in self.epoch_decays if epoch <= trainer.current_epoch)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from tests.toy import ToyMethod, toy_loader, toy_trainer
-from zoo.optim import Optim, ParameterRule, build_optimizer, lr_factor, parameter_groups
+from zoo.optim import Optim, ParameterRule, build_optimizer, clip_gradients, parameter_groups
+from zoo.optim_schedule import lr_factor
 from zoo.registry import UnknownNameError
 
 
@@ -97,8 +101,134 @@ def test_bad_input() -> None:
         build_optimizer([nn.Linear(2, 2)], Optim("adam_w"))
     with pytest.raises(ValueError, match="nothing to optimise"):
         build_optimizer([nn.Linear(2, 2).requires_grad_(False)], Optim())
-    with pytest.raises(ValueError, match="constant, poly or cosine, not 'linear'"):
+    with pytest.raises(ValueError, match=r"optim.schedule must be .*poly.*, not 'linear'"):
         Optim(schedule="linear")  # type: ignore[arg-type]
     endless, method = toy_trainer(max_epochs=-1), ToyMethod(optim=Optim("sgd", schedule="poly"))
     with pytest.raises(MisconfigurationException, match=r"needs an end: set trainer.max_steps"):
         endless.fit(method, toy_loader(2))
+
+
+# -- schedules, freezing and clipping of self-distillation ------------------------------------------------
+
+
+class Watched(ToyMethod):
+    """Remembers rate, decay and weights of every group before each step."""
+
+    def __init__(self, optim: Optim) -> None:
+        super().__init__(optim=optim)
+        self.seen: list[list[tuple[float, float]]] = []
+        self.weights: list[list[torch.Tensor]] = []
+        self.grads: list[list[torch.Tensor | None]] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.seen.append([(g["lr"], g["weight_decay"]) for g in self.trainer.optimizers[0].param_groups])
+        self.weights.append([p.detach().clone() for p in self.student.parameters()])
+
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        super().configure_gradient_clipping(*args, **kwargs)
+        self.grads.append([None if p.grad is None else p.grad.clone() for p in self.student.parameters()])
+
+
+FULL: dict[str, Any] = {
+    "lr": 1.0, "final_lr": 0.1, "weight_decay": 0.04, "final_weight_decay": 0.4, "schedule": "warmup_cosine",
+    "warmup_epochs": 1.5, "warmup_ratio": 0.0, "no_decay": ["*.bias"], "frozen": ["2.*"], "frozen_epochs": 1,
+}  # fmt: skip
+
+
+def test_rate_decay_and_freezing_step_by_step_through_a_resume(tmp_path: Path) -> None:
+    total = 8
+
+    def run(ckpt: str | None = None) -> Watched:
+        torch.manual_seed(0)
+        method = Watched(Optim("adamw", **FULL))
+        save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4, save_top_k=-1)
+        trainer = toy_trainer(max_steps=total, callbacks=[save], enable_checkpointing=True)
+        trainer.fit(method, toy_loader(2), ckpt_path=ckpt)
+        return method
+
+    straight, resumed = run(), run(str(tmp_path / "step=4.ckpt"))
+    for t, groups in enumerate(straight.seen):
+        rate = t / 2 if t < 3 else 0.1 + 0.45 * (1 + math.cos(math.pi * (t - 3) / (total - 3)))
+        decay = 0.4 - 0.18 * (1 + math.cos(math.pi * t / total))
+        last = 0.0 if t < 2 else rate  # an epoch is two steps
+        wanted = [(rate, decay), (rate, 0.0), (last, decay), (last, 0.0)]
+        for found, expected in zip(groups, wanted, strict=True):
+            assert found == pytest.approx(expected)
+    assert resumed.seen == straight.seen[4:]
+    for a, b in zip(straight.weights[4:], resumed.weights, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    before, after = straight.weights[1], straight.weights[2]
+    assert not torch.equal(before[0], after[0])
+    assert torch.equal(before[2], after[2])  # "2.weight" stands still
+
+
+def test_freezing_by_gradient_starts_moments_afterwards() -> None:
+    torch.manual_seed(0)
+    options = {**FULL, "warmup_epochs": 0.0, "warmup_steps": 0, "freeze_by": "gradient"}
+    method = Watched(Optim("adamw", **options))
+    trainer = toy_trainer(max_steps=5)
+    trainer.fit(method, toy_loader(2))
+    assert [grads[2] is None for grads in method.grads] == [True, True, False, False, False]
+    steps = [int(state["step"]) for state in trainer.optimizers[0].state.values()]
+    assert sorted(steps) == [3, 3, 5, 5]
+
+
+@pytest.mark.parametrize("clip_by", ["all", "module", "parameter"])
+def test_clipping(clip_by: str) -> None:
+    torch.manual_seed(0)
+    module = nn.ModuleDict({"backbone": nn.Linear(3, 4), "head": nn.Linear(4, 2), "unused": nn.Linear(1, 1)})
+    for scale, name in ((5.0, "backbone"), (0.01, "head")):
+        for parameter in module[name].parameters():
+            parameter.grad = scale * torch.randn_like(parameter)
+    groups = {
+        "all": [[*module["backbone"].parameters(), *module["head"].parameters()]],
+        "module": [[*module["backbone"].parameters()], [*module["head"].parameters()]],
+        "parameter": [[p] for name in ("backbone", "head") for p in module[name].parameters()],
+    }[clip_by]
+    expected = []
+    for parameters in groups:
+        norm = torch.cat([p.grad.flatten() for p in parameters]).norm()
+        expected += [p.grad * min(1.0, 1.5 / (norm.item() + 1e-6)) for p in parameters]
+    clip_gradients([module], Optim(clip_norm=1.5, clip_by=clip_by))  # type: ignore[arg-type]
+    for parameter, wanted in zip((p for group in groups for p in group), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, wanted)
+    assert torch.equal(module["head"].weight.grad, expected[2]) or clip_by == "all"
+
+
+def test_layer_decay_needs_blocks() -> None:
+    with pytest.raises(TypeError, match=r"Net does not say which block"):
+        parameter_groups([Net()], Optim(layer_decay=0.9))
+
+    class Blocks(Net):
+        num_blocks = 2
+
+        def block_of(self, name: str) -> int:
+            return 1 if name.startswith("backbone") else 3
+
+    net = Blocks()
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    groups = parameter_groups([net], Optim(lr=1.0, layer_decay=0.5))
+    found = {names[p]: g["lr"] for g in groups for p in g["params"]}
+    assert found["backbone.conv.weight"] == 0.25  # 0.5^(2 + 1 - 1)
+    assert found["decode_head.conv.weight"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"warmup_steps": 3, "warmup_epochs": 1.0}, "warmup_steps and optim.warmup_epochs"),
+        ({"frozen_steps": 3, "frozen_epochs": 1.0}, "frozen_steps and optim.frozen_epochs"),
+        ({"cosine_share": 0.0}, "cosine_share"),
+        ({"clip_norm": -1.0}, "clip_norm must be positive"),
+        ({"clip_by": "layer"}, "clip_by must be all, module or parameter"),
+        ({"weight_decay": 0.0, "final_weight_decay": 0.1}, "final_weight_decay scales"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        Optim(**options)
+
+
+def test_patterns_that_match_nothing_are_told() -> None:
+    with pytest.raises(ValueError, match=r"optim.frozen: no parameter matches '\*last\*'"):
+        parameter_groups([Net()], Optim(frozen=["*last*"]))

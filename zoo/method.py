@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -14,8 +15,12 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from zoo.optim import Optim, build_optimizer, lr_factor
+from zoo.checkpoints.start import InitFrom
+from zoo.optim import Optim, build_optimizer, clip_gradients, drop_frozen_gradients
+from zoo.optim_schedule import OptimSchedule
+from zoo.pretrained import restoring
 from zoo.teacher import Teacher
 
 Batch = dict[str, Any]
@@ -34,17 +39,21 @@ class Method(L.LightningModule):
 
     Args:
         optim: optimiser, parameter rules and schedule; ``None`` takes :meth:`default_optim`.
+        init_from: where the student starts when training does: another run's checkpoint, or any source of
+            weights that :func:`zoo.checkpoints.load_pretrained` takes. Resuming, evaluating and loading a
+            checkpoint of this run need it no more.
 
     Attributes:
         monitor: name of the validation metric by which checkpoints are kept; ``None`` keeps the last.
         monitor_mode: whether a larger (``max``) or smaller (``min``) value of it is better.
+        has_started: whether a checkpoint or ``init_from`` has brought the weights.
     """
 
     monitor: str | None = None
     monitor_mode: Literal["max", "min"] = "max"
     student: nn.Module
 
-    def __init__(self, optim: Optim | None = None) -> None:
+    def __init__(self, optim: Optim | None = None, init_from: str | None = None) -> None:
         super().__init__()
         # Collected from every constructor up to the leaf class; dataclasses become dicts, since checkpoints
         # hold plain values only (they are loaded with weights_only=True).
@@ -54,8 +63,10 @@ class Method(L.LightningModule):
         self._hparams_initial = dict(self.hparams)
         # A checkpoint brings a dict; annotated as one, the command line would accept any key in it.
         self.optim = Optim(**optim) if isinstance(optim, dict) else optim or self.default_optim()
+        self.init_from = init_from
         self._first_broken: Tensor | None = None
         self._loss_names: list[str] = []
+        self.has_started = False
 
     # -- what a method says -----------------------------------------------------------------------------
 
@@ -91,6 +102,8 @@ class Method(L.LightningModule):
         callbacks = trainer_callbacks(self.trainer)
         present = [callback_kind(callback) for callback in callbacks]
         callbacks[:0] = [c for c in self.default_callbacks() if callback_kind(c) not in present]
+        if self.init_from:
+            callbacks.insert(0, InitFrom(self.init_from))
         return []
 
     def setup(self, stage: str) -> None:
@@ -99,6 +112,11 @@ class Method(L.LightningModule):
         callbacks.sort(key=lambda callback: getattr(callback, "step_order", 100))
         if stage != "fit":
             return
+        if self.optim.clip_norm is not None and self.trainer.gradient_clip_val:
+            raise MisconfigurationException(
+                f"optim.clip_norm={self.optim.clip_norm} and trainer.gradient_clip_val="
+                f"{self.trainer.gradient_clip_val} both clip gradients: set one of them to null"
+            )
         # Teachers are in evaluation mode on purpose.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         kinds = [callback_kind(callback) for callback in callbacks]
@@ -140,17 +158,61 @@ class Method(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build optimiser groups and the per-step schedule from ``self.optim``."""
         optimizer = build_optimizer(self.trained_modules(), self.optim)
-        total = self.optim.total_steps or self.trainer.estimated_stepping_batches
-        if self.optim.schedule != "constant" and total == float("inf"):
+        total = self.total_steps
+        if self.optim.has_end and total == float("inf"):
             raise MisconfigurationException(
                 f"optim.schedule={self.optim.schedule!r} needs an end: set trainer.max_steps, trainer.max_epochs "
                 "or optim.total_steps"
             )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(self.optim, total))
+        schedule = OptimSchedule(
+            optimizer, self.optim, total, self.steps_per_epoch if self.optim.in_epochs else 0
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def total_steps(self) -> float:
+        """Optimiser steps of the whole run, the T of every schedule; inf where nothing ends it."""
+        return self.optim.total_steps or self.trainer.estimated_stepping_batches
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one pass over the training loader.
+
+        Raises:
+            MisconfigurationException: the loader has no length.
+        """
+        self.trainer.fit_loop.setup_data()  # does nothing once the loader is there
+        batches = self.trainer.num_training_batches
+        if batches == float("inf"):
+            raise MisconfigurationException(
+                "the training loader has no length, so nothing can be counted in epochs: use options in steps, or "
+                "set trainer.limit_train_batches"
+            )
+        return math.ceil(batches / self.trainer.accumulate_grad_batches)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as ``optim.clip_norm`` says, or else as the trainer does; then drop what is frozen."""
+        if self.optim.clip_norm is None:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            clip_gradients(self.trained_modules(), self.optim)
+        if self.optim.freeze_by == "gradient":
+            drop_frozen_gradients(optimizer)
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
+        """As Lightning's, but ``pretrained`` weights are not fetched: the file brings all of them."""
+        with restoring():
+            return super().load_from_checkpoint(*args, **kwargs)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Without the callbacks that own it (evaluation, prediction), the state of training parts is left out."""
+        self.has_started = True
         if not hasattr(self, TRAINING_PARTS):
             state = checkpoint["state_dict"]
             for key in [key for key in state if key.startswith(f"{TRAINING_PARTS}.")]:

@@ -60,8 +60,8 @@ def scale_saturation(rgb: Tensor, factor: float) -> Tensor:
     return value - (value - rgb) * limit.clamp(max=factor)
 
 
-def turn_hue(rgb: Tensor, turns: float) -> Tensor:
-    """Turn H of HSV in ``[3, *]``; a grey pixel stays as it is."""
+def turn_hue(rgb: Tensor, turns: float | Tensor) -> Tensor:
+    """Turn H of HSV in ``[3, *]`` by ``turns`` (broadcast over ``*``); a grey pixel stays as it is."""
     red, green, blue = rgb
     value, low = rgb.amax(0), rgb.amin(0)
     chroma = value - low
