@@ -19,13 +19,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One training run: a config, a seed and what is overridden."""
+    """One training run: a config, a seed, what is overridden, and the metric that tells how good it is."""
 
     name: str
     config: str
     seed: int = 0
     steps: int = 800
     overrides: tuple[str, ...] = ()
+    metric: str = "mIoU"
 
     @property
     def folder(self) -> str:
@@ -41,7 +42,7 @@ class Job:
 
 @dataclasses.dataclass
 class Result:
-    """What a finished job reports; IoU in percent, CPU time of the training process in seconds."""
+    """What a finished job reports; scores in percent, CPU time of the training process in seconds."""
 
     name: str
     seed: int
@@ -49,9 +50,15 @@ class Result:
     command: list[str]
     folder: str
     test: dict[str, float]
-    val_miou: float
+    metric: str
+    val_score: float
     wall_seconds: float
     cpu_seconds: float
+
+    @property
+    def score(self) -> float:
+        """The metric on the test images."""
+        return self.test[f"test/{self.metric}"]
 
 
 def default_workers() -> int:
@@ -106,10 +113,10 @@ def _run(job: Job, parent: Path, bars: Progress, task: TaskID) -> Result:
     _zoo(["test", *where, "--run_dir", str(folder / "test"), "--wandb", "disabled"], folder, None, task)
     result = Result(
         job.name, job.seed, job.steps, job.command, str(folder), last_row(folder / "test", "test/"),
-        last_row(folder, "val/")["val/mIoU"], round(wall, 1), round(cpu, 1),
+        job.metric, last_row(folder, "val/")[f"val/{job.metric}"], round(wall, 1), round(cpu, 1),
     )  # fmt: skip
     (folder / "result.json").write_text(json.dumps(dataclasses.asdict(result), indent=1))
-    bars.update(task, state=f"mIoU {result.test['test/mIoU']:.1f}")
+    bars.update(task, state=f"{job.metric} {result.score:.1f}")
     return result
 
 
@@ -162,13 +169,14 @@ def last_row(folder: Path, prefix: str) -> dict[str, float]:
 
 
 def summary(results: list[Result], order: list[str], seeds: list[int]) -> str:
-    """A Markdown row per method: test mIoU mean ± std and per seed, steps, CPU seconds."""
-    lines = ["| run | steps | test mIoU | per seed | CPU s |", "|---|---|---|---|---|"]
+    """A Markdown row per method: test score mean ± std and per seed, steps, CPU seconds."""
+    metric = results[0].metric if results else "score"
+    lines = [f"| run | steps | test {metric} | per seed | CPU s |", "|---|---|---|---|---|"]
     for name in order:
         rows = sorted((r for r in results if r.name == name), key=lambda r: seeds.index(r.seed))
         if not rows:
             continue
-        values = [row.test["test/mIoU"] for row in rows]
+        values = [row.score for row in rows]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         each = " ".join(f"{value:.1f}" for value in values)
         cpu = statistics.mean(row.cpu_seconds for row in rows)

@@ -63,7 +63,7 @@ def main() -> None:
     print(summary(results, ORDER, arguments.seeds))
     (arguments.folder / "results.json").write_text(json.dumps([vars(result) for result in results], indent=1))
 
-    by = {(result.name, result.seed): result.test["test/mIoU"] for result in results}
+    by = {(result.name, result.seed): result.score for result in results}
     for seed in arguments.seeds:
         gain = by["self-training", seed] - by["source + jitter", seed]
         ahead = by["FST-D K=1", seed] - by["self-training", seed]

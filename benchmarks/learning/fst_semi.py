@@ -32,7 +32,7 @@ def main() -> None:
     results = run_jobs(jobs, arguments.folder, arguments.workers)
     print(summary(results, list(CONFIGS)[::-1], arguments.seeds))
     (arguments.folder / "results.json").write_text(json.dumps([vars(result) for result in results], indent=1))
-    by = {(result.name, result.seed): result.test["test/mIoU"] for result in results}
+    by = {(result.name, result.seed): result.score for result in results}
     losers = [s for s in arguments.seeds if by["mean teacher", s] <= by["labelled images alone", s]]
     if losers:
         raise SystemExit(f"the mean teacher did not beat the labelled images alone on seeds {losers}")

@@ -21,6 +21,7 @@ from zoo.nn.elastic import (
     leading,
     mask_tokens,
 )
+from zoo.nn.init import init_linear
 from zoo.nn.stochastic_depth import Form, StochasticDepth
 from zoo.nn.tokens import Tokens
 from zoo.registry import register_backbone
@@ -45,6 +46,7 @@ class ElasticViT(ElasticBackbone):
         head_dim: channels per attention head, at every width.
         mlp_ratio: hidden over outer channels of the MLPs.
         layer_scale: initial value of the layer scales.
+        init_std: of the initial weights of the blocks, see :func:`zoo.nn.init.init_linear`.
         drop_path_rate: of stochastic depth.
         drop_path_uniform: the same rate in all blocks; otherwise linear from 0 in the first block.
         drop_path_form: ``sample`` or ``batch``, see :class:`~zoo.nn.stochastic_depth.StochasticDepth`.
@@ -70,6 +72,7 @@ class ElasticViT(ElasticBackbone):
         head_dim: int = 64,
         mlp_ratio: float = 4.0,
         layer_scale: float = 1e-5,
+        init_std: float | None = 0.02,
         drop_path_rate: float = 0.0,
         drop_path_uniform: bool = True,
         drop_path_form: Form = "batch",
@@ -98,8 +101,7 @@ class ElasticViT(ElasticBackbone):
         self.norm = ElasticLayerNorm(dim, eps=1e-6)
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                init_linear(module, init_std)
 
     @property
     def named_sizes(self) -> dict[str, Size]:

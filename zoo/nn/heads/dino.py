@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.nn.init import init_linear
+
 
 class NarrowLinear(nn.Linear):
     """A linear layer that also takes the first D of its ``in_features`` channels.
@@ -57,6 +59,7 @@ class DINOHead(nn.Module):
         bottleneck_dim: channels that are normalised.
         num_layers: linear layers of the MLP.
         train_gain: whether the prototypes' gains are trained (DINOv2, POA) or stay 1 (DINO, iBOT).
+        init_std: of the MLP's weights, see :func:`zoo.nn.init.init_linear`.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class DINOHead(nn.Module):
         bottleneck_dim: int = 256,
         num_layers: int = 3,
         train_gain: bool = True,
+        init_std: float | None = 0.02,
     ) -> None:
         super().__init__()
         if num_layers < 1 or prototypes < 1:
@@ -78,8 +82,7 @@ class DINOHead(nn.Module):
         layers: list[nn.Module] = []
         for index in range(num_layers):
             linear = (nn.Linear if index else NarrowLinear)(widths[index], widths[index + 1])
-            nn.init.trunc_normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
+            init_linear(linear, init_std)
             layers += [nn.GELU(), linear] if index else [linear]
         self.mlp = nn.Sequential(*layers)
         self.last_layer = Prototypes(bottleneck_dim, prototypes, train_gain)
@@ -103,7 +106,7 @@ class MultiHead(nn.Module):
     Args:
         in_dim: channels of the tokens.
         prototypes: K of every head.
-        hidden_dim, bottleneck_dim, num_layers, train_gain: of every head, see :class:`DINOHead`.
+        hidden_dim, bottleneck_dim, num_layers, train_gain, init_std: of every head, see :class:`DINOHead`.
     """
 
     def __init__(
@@ -114,11 +117,12 @@ class MultiHead(nn.Module):
         bottleneck_dim: int = 256,
         num_layers: int = 3,
         train_gain: bool = True,
+        init_std: float | None = 0.02,
     ) -> None:
         super().__init__()
         self.prototypes = tuple(prototypes)
         for index, count in enumerate(self.prototypes):
-            head = DINOHead(in_dim, count, hidden_dim, bottleneck_dim, num_layers, train_gain)
+            head = DINOHead(in_dim, count, hidden_dim, bottleneck_dim, num_layers, train_gain, init_std)
             self.add_module(f"mlp{index}", head.mlp)
             self.add_module(f"last_layer{index}", head.last_layer)
 
