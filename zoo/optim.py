@@ -203,13 +203,11 @@ def clip_gradients(modules: Iterable[nn.Module], optim: Optim) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if gradients:
             norms = torch._foreach_norm(gradients)
-            if optim.clip_by == "parameter":
-                factors = [(optim.clip_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
-                torch._foreach_mul_(gradients, factors)
-            else:
-                total = torch.stack([norm.to(norms[0].device) for norm in norms]).norm()
-                factor = (optim.clip_norm / (total + 1e-6)).clamp(max=1.0)
-                torch._foreach_mul_(gradients, factor)
+            norms = torch.stack([norm.to(norms[0].device) for norm in norms])
+            if optim.clip_by != "parameter":
+                norms = norms.norm().expand(len(gradients))
+            factors = (optim.clip_norm / (norms + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(gradients, list(factors.unbind()))
 
 
 def drop_frozen_gradients(optimizer: torch.optim.Optimizer) -> None:

@@ -20,7 +20,7 @@ Grid = Callable[[Tensors, int], tuple[int, int] | None]
 
 @dataclasses.dataclass(frozen=True)
 class GridPositions:
-    """Lay the positions of patches out as the map ``pos_grid`` ``[1, D, rows, columns]``; other tokens' are ``pos_prefix``.
+    """Lay positions of patches out as a map, ``pos_grid`` ``[1, D, rows, columns]``; other tokens' are ``pos_prefix``.
 
     Args:
         grid: rows and columns, from the tensors and the number of patches; ``None`` leaves everything as it is.
@@ -77,8 +77,8 @@ def finetuned_grid(state: Tensors, patches: int) -> tuple[int, int]:
         if rows * columns == patches:
             return rows, columns
     raise CheckpointError(
-        f"{patches} positions of patches belong to no spectrogram that AST or SSAST were released for, so their grid is "
-        "unknown"
+        f"{patches} positions of patches belong to no spectrogram that AST or SSAST were released for, so "
+        "their grid is unknown"
     )
 
 
