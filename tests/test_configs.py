@@ -7,16 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from tests import tiny
+import datamodules
+from tests import tiny, tiny_audio, tiny_images, tiny_streets, tiny_tracks, tiny_voc, tiny_volumes
 from zoo.__main__ import main
 from zoo.config_files import package_configs
-from zoo.registry import list_methods, method_card
+from zoo.methods.segmentation.base import SegmentationMethod
+from zoo.nn import build_segmentor
+from zoo.registry import get_method, list_methods, method_card
 
-CONFIGS = sorted(
-    path.relative_to(package_configs()).with_suffix("").as_posix()
-    for path in package_configs().rglob("*.yaml")
+_FILES = {
+    path.relative_to(package_configs()).with_suffix("").as_posix(): path
+    for path in sorted(package_configs().rglob("*.yaml"), reverse=True)
+}
+CONFIGS = sorted(_FILES)
+#: One config of every method and benchmark.
+WHOLE_LIVES = set(
+    {
+        (path.parent.name, yaml.safe_load(path.read_text())["data"]["class_path"]): name
+        for name, path in _FILES.items()
+    }.values()
 )
 QUIET = [
     "--trainer.enable_progress_bar",
@@ -31,8 +43,13 @@ STEP = [
     "1",
     "--trainer.val_check_interval",
     "1",
+    "--trainer.check_val_every_n_epoch",
+    "1",
     "--trainer.num_sanity_val_steps",
     "0",
+    # Or the learning rate would be zero after the one step, and the resumed one would change nothing.
+    "--model.optim.total_steps",
+    "4",
 ]
 
 
@@ -46,20 +63,61 @@ def streetshift_semi(_: Path) -> dict[str, Any]:
 
 def gta5_cityscapes(folder: Path) -> dict[str, Any]:
     source, target = tiny.gta5_tree(folder / "gta5"), tiny.cityscapes_tree(folder / "cityscapes")
-    # Rare classes are no fewer pixels here than others: any pixel makes an image a candidate.
-    rare = {"rare_class_min_pixels": 0, "rare_class_min_crop_pixels": 0}
-    return {**tiny.GTA5_CITYSCAPES, **rare, "source_root": source, "target_root": target}
+    return {
+        **tiny.GTA5_CITYSCAPES,
+        **tiny_streets.ANY_PIXEL,
+        "source_root": source,
+        "target_root": target,
+    }
 
 
+def racetracks(folder: Path) -> dict[str, Any]:
+    game = tiny_tracks.tracks_tree(folder / "game")
+    return {**tiny_tracks.RACETRACKS, "root": game, "cache_folder": folder / "rendered"}
+
+
+#: Class of a benchmark → settings that put it on miniature data, which may be written below a folder.
 MINIATURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "StreetShift": streetshift,
     "StreetShiftSemi": streetshift_semi,
     "GTA5Cityscapes": gta5_cityscapes,
+    "RaceTracks": racetracks,
+    "SYNTHIACityscapes": tiny_streets.synthia_cityscapes,
+    "CityscapesDarkZurich": tiny_streets.cityscapes_darkzurich,
+    "CityscapesACDC": tiny_streets.cityscapes_acdc,
+    "VOCSemi": tiny_voc.voc_semi,
+    "Optdigits": tiny_images.optdigits,
+    "ImageNet": tiny_images.imagenet,
+    "CityscapesSemi": tiny_voc.cityscapes_semi,
+    "AudioSet": tiny_audio.audioset,
+    "AudioSetLibriSpeech": tiny_audio.audioset_librispeech,
+    "ESC50": tiny_audio.esc50,
+    "FSD50K": tiny_audio.fsd50k,
+    "IEMOCAP": tiny_audio.iemocap,
+    "SpeechCommandsV1": tiny_audio.speech_commands_v1,
+    "SpeechCommandsV2": tiny_audio.speech_commands_v2,
+    "SpokenKeywords": tiny_audio.spoken_keywords,
+    "TelephonePrompts": tiny_audio.telephone_prompts,
+    "VoxCeleb1": tiny_audio.voxceleb1,
+    "AMOS22": tiny_volumes.supervised(tiny_volumes.amos22_tree),
+    "BTCV": tiny_volumes.supervised(tiny_volumes.btcv_tree),
+    "FLARE22": tiny_volumes.supervised(tiny_volumes.flare22_tree),
+    "MSD": tiny_volumes.msd,
+    "OmniVolumes": tiny_volumes.omni_volumes,
+    "PreCT": tiny_volumes.prect,
+    "TorsoPhantom": tiny_volumes.torso,
+    "TorsoScanners": tiny_volumes.torso,
 }
 
 
-#: Of backbones that take gigabytes to train, the smallest of the same family.
-SMALLER = {"pvt_v2_b5": "pvt_v2_b0"}
+#: In place of backbones that take gigabytes to train: the smallest of the same family, if there is a small one.
+SMALLER = {
+    "mit_b5": "mit_b0",
+    "resnet101c": "street_cnn",
+    "resnet101_deeplab": "street_cnn",
+    "ast_base": "ast_tiny",
+    "ast_small": "ast_tiny",
+}
 
 
 def miniature(config: str, folder: Path) -> list[str]:
@@ -69,30 +127,73 @@ def miniature(config: str, folder: Path) -> list[str]:
     model = content["model"]["init_args"]
     if model.get("pretrained"):
         options += ["--model.pretrained", "false"]
-    if model["backbone"] in SMALLER:
+    if model.get("backbone") in SMALLER:
         options += ["--model.backbone", SMALLER[model["backbone"]]]
+        if SMALLER[model["backbone"]] == "street_cnn":
+            options += ["--model.backbone_args", "null"]
+    if model.get("backbone", "").startswith("ast_"):
+        options += ["--model.backbone_args.depth", "1"]
+    if model.get("backbone", "") in ("elastic_vit_large", "elastic_swin_base", "elastic_resnet152"):
+        options += tiny_images.small_family(model["backbone"])
+    if model.get("backbone") == "swin_unetr_b":
+        options += tiny_volumes.small_network(model)
     return options
+
+
+def run(verb: str, config: str, data: list[str], folder: Path, *options: str) -> None:
+    command = [verb, "--config", config, *data, *QUIET, "--run_dir", str(folder), *options]
+    assert main(command) == 0, f"zoo {' '.join(command)}"
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_step_through_the_command_line(config: str, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    command = [
-        "fit",
-        "--config",
-        config,
-        *miniature(config, tmp_path),
-        *QUIET,
-        *STEP,
-        "--run_dir",
-        str(run_dir),
-    ]
-    assert main(command) == 0
-    resolved = yaml.safe_load((run_dir / "config.yaml").read_text())
+    """A step and its validation; further, unless a sibling config does, resume, validate and predict."""
+    data, folder = miniature(config, tmp_path), tmp_path / "run"
+    run("fit", config, data, folder, *STEP)
+    resolved = yaml.safe_load((folder / "config.yaml").read_text())
     assert resolved["trainer"]["max_steps"] == 1
-    assert (run_dir / "checkpoints" / "last.ckpt").is_file()
-    assert "val/mIoU" in (run_dir / "metrics.csv").read_text()
-    assert list((run_dir / "pictures").glob("*.png"))
+    last = folder / "checkpoints" / "last.ckpt"
+    assert last.is_file()
+    method: Any = get_method(config.partition("/")[0])
+    metrics = (folder / "metrics.csv").read_text()
+    assert method.monitor is None or method.monitor in metrics
+    if issubclass(method, SegmentationMethod):
+        assert list((folder / "pictures").glob("*.png"))
+    if config not in WHOLE_LIVES:
+        return
+    run("fit", config, data, folder, *STEP, "--trainer.max_steps", "2", "--ckpt_path", str(last))
+    assert torch.load(last, weights_only=True)["global_step"] == 2
+    run("validate", config, data, tmp_path / "validated", "--ckpt_path", str(last))
+    assert (tmp_path / "validated" / "metrics.csv").is_file()
+    run("predict", config, data, tmp_path / "predicted", "--ckpt_path", str(last))
+    if issubclass(method, SegmentationMethod):
+        assert list((tmp_path / "predicted" / "predictions").glob("*.png"))
+
+
+REPLACED = [
+    c
+    for c in CONFIGS
+    if (model := yaml.safe_load(_FILES[c].read_text())["model"]["init_args"]).get("backbone") in SMALLER
+    and "decode_head" in model
+]
+
+
+@pytest.mark.parametrize("config", REPLACED)
+def test_what_the_step_replaced_can_be_built(config: str) -> None:
+    """The full network, without memory: its arguments fit one another and the benchmark."""
+    content = yaml.safe_load(_FILES[config].read_text())
+    model = content["model"]["init_args"]
+    with torch.device("meta"):
+        network = build_segmentor(
+            model["backbone"],
+            model["decode_head"],
+            model["num_classes"],
+            backbone_kwargs=model.get("backbone_args"),
+            head_kwargs=model.get("head_args"),
+        ).eval()
+        logits = network(torch.zeros(1, 3, 64, 64))
+    benchmark = getattr(datamodules, content["data"]["class_path"])
+    assert logits.shape == (1, benchmark.num_classes, 64, 64)
 
 
 @pytest.mark.parametrize("config", CONFIGS)

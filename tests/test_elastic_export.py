@@ -28,10 +28,10 @@ KWARGS = {"img_size": 16, "patch_size": 4, "widths": [16, 24], "depths": [2, 3],
 class Pretraining(L.LightningModule):
     """What a checkpoint of a method holds: a student, its teacher, both with a backbone, and the arguments."""
 
-    def __init__(self, backbone: str, backbone_kwargs: dict[str, Any] | None = None) -> None:
+    def __init__(self, backbone: str, backbone_args: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.save_hyperparameters()
-        network = create_backbone(backbone, **(backbone_kwargs or {}))
+        network = create_backbone(backbone, **(backbone_args or {}))
         self.student = nn.ModuleDict({"backbone": network, "head": nn.Linear(4, 2)})
         self.teacher = Teacher(self.student)
         randomize(self.teacher)
@@ -229,7 +229,7 @@ def test_bad_exports_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     content = torch.load(run, weights_only=True)
     run_checkpoint(run)
     wide = torch.load(run, weights_only=True)
-    wide["hyper_parameters"]["backbone_kwargs"]["widths"] = [16, 32]
+    wide["hyper_parameters"]["backbone_args"]["widths"] = [16, 32]
     torch.save(wide, run)
     assert "does not fit ElasticViT(vit of width 32 and depth 3): it holds vit of width 24" in refused(
         capsys, "--checkpoint", run, "--all", out

@@ -11,6 +11,7 @@ import pickle
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -144,3 +145,35 @@ def fashion_mnist_tree(root: Path, train: int = 60, test: int = 20, suffix: str 
         write_idx(root / f"{prefix}-images-idx3-ubyte{suffix}", images)
         write_idx(root / f"{prefix}-labels-idx1-ubyte{suffix}", labels)
     return root
+
+
+def optdigits(_: Path) -> dict[str, Any]:
+    """Arguments of Optdigits, which is small as it is."""
+    return {"batch_size": 4}
+
+
+def imagenet(folder: Path) -> dict[str, Any]:
+    """Arguments of ImageNet for a tree below ``folder``."""
+    root = imagenet_tree(folder / "imagenet")
+    return {
+        "root": root,
+        "batch_size": 2,
+        "num_workers": 0,
+        "allow_partial": True,
+        "image_size": 64,
+        "resize": 64,
+    }
+
+
+def small_family(backbone: str) -> list[str]:
+    """Options that put a config of an elastic network on a miniature of its family, and its views and heads too."""
+    family = backbone.split("_")[1].rstrip("0123456789")
+    arguments = {"vit": "{img_size: 32, patch_size: 4, widths: [32, 64], depths: [2, 3]}"}
+    side, local = (64, 32) if family == "resnet" else (32, 16)
+    return [
+        "--model.backbone", f"elastic_{family}_tiny", "--model.backbone_args", arguments.get(family, "null"),
+        "--model.prototypes", "[1000, 1024]", "--model.head_args", "{hidden_dim: 16, bottleneck_dim: 8}",
+        "--data.views.global_size", str(side), "--data.views.local_size", str(local),
+        # The recipe's probe wants more neighbours than there are images.
+        "--trainer.callbacks", "[{class_path: callbacks.KNNProbe, init_args: {k: [2]}}]",
+    ]  # fmt: skip

@@ -77,7 +77,7 @@ def teacher_backbone(path: Path, name: str | None = None) -> ElasticBackbone:
 
     Args:
         path: a checkpoint of Lightning, whose hyper-parameters name the backbone (``backbone``,
-            ``backbone_kwargs``), or an evaluation file of the POA authors, ``{"teacher": state}``.
+            ``backbone_args``), or an evaluation file of the POA authors, ``{"teacher": state}``.
         name: a backbone with its default arguments, in place of that of the hyper-parameters.
 
     Raises:
@@ -85,7 +85,7 @@ def teacher_backbone(path: Path, name: str | None = None) -> ElasticBackbone:
     """
     content = read_plain(path)
     facts: Mapping[str, Any] = content.get("hyper_parameters") or {}
-    kwargs = {} if name else facts.get("backbone_kwargs") or {}
+    kwargs = {} if name else facts.get("backbone_args") or {}
     name = name or facts.get("backbone")
     if not isinstance(name, str):
         raise ValueError(

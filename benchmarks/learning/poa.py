@@ -99,14 +99,18 @@ def judge(seed: int, folder: Path, sizes: list[Size], data: Optdigits) -> dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/learning/poa"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=default_workers())
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/poa_sizes.png"))
     arguments = parser.parse_args()
     sizes = family().sizes()
-    run_jobs([job for seed in arguments.seeds for job in jobs(seed, sizes)], arguments.folder, arguments.workers)
+    run_jobs(
+        [job for seed in arguments.seeds for job in jobs(seed, sizes)], arguments.folder, arguments.workers
+    )
 
     data = Optdigits(batch_size=64, image_size=FAMILY["img_size"])  # type: ignore[arg-type]
     data.prepare_data()
