@@ -6,28 +6,152 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datamodules.amos22 import AMOS22
+    from datamodules.audio import AudioDataModule
+    from datamodules.audioset import AudioSet, AudioSetLibriSpeech
     from datamodules.base import BenchmarkDataModule
+    from datamodules.btcv import BTCV
+    from datamodules.cifar import CIFAR10, CIFAR100
+    from datamodules.cityscapes_acdc import CityscapesACDC
+    from datamodules.cityscapes_darkzurich import CityscapesDarkZurich
+    from datamodules.cityscapes_semi import CityscapesSemi
+    from datamodules.decathlon import DecathlonVolumes
     from datamodules.embedded import StreetShift, StreetShiftSemi
+    from datamodules.esc50 import ESC50
+    from datamodules.fashion_mnist import FashionMNIST
+    from datamodules.file_images import FileImageDataModule
+    from datamodules.flare22 import FLARE22
+    from datamodules.fsd50k import FSD50K
     from datamodules.gta5_cityscapes import GTA5Cityscapes
+    from datamodules.iemocap import IEMOCAP
+    from datamodules.imagenet import ImageNet, ImageNet100
+    from datamodules.imagenette import Imagenette
+    from datamodules.images import ImageDataModule
+    from datamodules.librispeech import LibriSpeech
+    from datamodules.luna16 import LUNA16
+    from datamodules.memory_images import MemoryImageDataModule
+    from datamodules.msd import MSD
+    from datamodules.omni_volumes import OmniVolumes
+    from datamodules.optdigits import Optdigits
+    from datamodules.packaged_brains import PackagedBrains
+    from datamodules.prect import PreCT
+    from datamodules.racetracks import RaceTracks
     from datamodules.segmentation import UDASegmentation
     from datamodules.semi_segmentation import SemiSegmentation
+    from datamodules.speech_commands import SpeechCommandsV1, SpeechCommandsV2
+    from datamodules.spoken_keywords import SpokenKeywords
+    from datamodules.stl10 import STL10
+    from datamodules.synthia_cityscapes import SYNTHIACityscapes
+    from datamodules.telephone_prompts import TelephonePrompts
+    from datamodules.tiny_imagenet import TinyImageNet
+    from datamodules.torso_phantom import TorsoPhantom, TorsoScanners
+    from datamodules.voc_semi import VOCSemi
+    from datamodules.volume_folders import VolumeFolders
+    from datamodules.volumes import VolumeDataModule
+    from datamodules.voxceleb1 import VoxCeleb1
 
 __all__ = [
+    "AMOS22",
+    "BTCV",
+    "CIFAR10",
+    "CIFAR100",
+    "ESC50",
+    "FLARE22",
+    "FSD50K",
+    "IEMOCAP",
+    "LUNA16",
+    "MSD",
+    "STL10",
+    "AudioDataModule",
+    "AudioSet",
+    "AudioSetLibriSpeech",
     "BenchmarkDataModule",
+    "CityscapesACDC",
+    "CityscapesDarkZurich",
+    "CityscapesSemi",
+    "DecathlonVolumes",
+    "FashionMNIST",
+    "FileImageDataModule",
     "GTA5Cityscapes",
+    "ImageDataModule",
+    "ImageNet",
+    "ImageNet100",
+    "Imagenette",
+    "LibriSpeech",
+    "MemoryImageDataModule",
+    "OmniVolumes",
+    "Optdigits",
+    "PackagedBrains",
+    "PreCT",
+    "RaceTracks",
+    "SYNTHIACityscapes",
     "SemiSegmentation",
+    "SpeechCommandsV1",
+    "SpeechCommandsV2",
+    "SpokenKeywords",
     "StreetShift",
     "StreetShiftSemi",
+    "TelephonePrompts",
+    "TinyImageNet",
+    "TorsoPhantom",
+    "TorsoScanners",
     "UDASegmentation",
+    "VOCSemi",
+    "VolumeDataModule",
+    "VolumeFolders",
+    "VoxCeleb1",
 ]
 
 _MODULES = {
+    "AMOS22": "amos22",
+    "AudioDataModule": "audio",
+    "AudioSet": "audioset",
+    "AudioSetLibriSpeech": "audioset",
+    "BTCV": "btcv",
     "BenchmarkDataModule": "base",
+    "CIFAR10": "cifar",
+    "CIFAR100": "cifar",
+    "CityscapesACDC": "cityscapes_acdc",
+    "CityscapesDarkZurich": "cityscapes_darkzurich",
+    "CityscapesSemi": "cityscapes_semi",
+    "DecathlonVolumes": "decathlon",
+    "ESC50": "esc50",
+    "FLARE22": "flare22",
+    "FSD50K": "fsd50k",
+    "FashionMNIST": "fashion_mnist",
+    "FileImageDataModule": "file_images",
     "GTA5Cityscapes": "gta5_cityscapes",
+    "IEMOCAP": "iemocap",
+    "ImageDataModule": "images",
+    "ImageNet": "imagenet",
+    "ImageNet100": "imagenet",
+    "Imagenette": "imagenette",
+    "LUNA16": "luna16",
+    "LibriSpeech": "librispeech",
+    "MSD": "msd",
+    "MemoryImageDataModule": "memory_images",
+    "OmniVolumes": "omni_volumes",
+    "Optdigits": "optdigits",
+    "PackagedBrains": "packaged_brains",
+    "PreCT": "prect",
+    "RaceTracks": "racetracks",
+    "STL10": "stl10",
+    "SYNTHIACityscapes": "synthia_cityscapes",
     "SemiSegmentation": "semi_segmentation",
+    "SpeechCommandsV1": "speech_commands",
+    "SpeechCommandsV2": "speech_commands",
+    "SpokenKeywords": "spoken_keywords",
     "StreetShift": "embedded",
     "StreetShiftSemi": "embedded",
+    "TelephonePrompts": "telephone_prompts",
+    "TinyImageNet": "tiny_imagenet",
+    "TorsoPhantom": "torso_phantom",
+    "TorsoScanners": "torso_phantom",
     "UDASegmentation": "segmentation",
+    "VOCSemi": "voc_semi",
+    "VolumeDataModule": "volumes",
+    "VolumeFolders": "volume_folders",
+    "VoxCeleb1": "voxceleb1",
 }
 
 

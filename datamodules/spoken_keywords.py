@@ -1,0 +1,186 @@
+"""SpokenKeywords: ten words said by speech synthesisers, made once on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import wave
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Final, Literal
+
+import numpy as np
+import torch
+
+from datamodules.audio import AudioDataModule
+from datamodules.audio_lists import Listed, listed_clips, numbered
+from datamodules.audio_sets import AudioClips
+from datamodules.cache import cache_root, ensure_folder, write_atomically
+from datamodules.formant_speech import RATE
+from datamodules.keyword_voices import KEYWORDS, SYNTHESISERS, Voices, require_programs
+from datamodules.layout import Layout, Split
+
+#: Raised by every change that alters a sample.
+_VERSION: Final = 1
+_LOUD: Final = 0.01  # what comes before and after is cut off
+_PEAK: Final = (0.2, 0.8)
+
+
+@dataclass(frozen=True)
+class SpokenTree:
+    """The clips on disk: ``<split>/<word>/<voice>_<number>.wav``, one second, 16 bits, 16 kHz.
+
+    Args:
+        synthesiser: a key of ``SYNTHESISERS``.
+        per_voice: renditions of every word by every voice of the source domain.
+        per_target_voice: the same for the target domain.
+
+    Raises:
+        ValueError: a number is not positive, or there is no such synthesiser.
+    """
+
+    synthesiser: str
+    per_voice: int
+    per_target_voice: int
+
+    def __post_init__(self) -> None:
+        if self.synthesiser not in SYNTHESISERS:
+            raise ValueError(
+                f"synthesiser must be one of {', '.join(SYNTHESISERS)}, got {self.synthesiser!r}."
+            )
+        for name, value in (("per_voice", self.per_voice), ("per_target_voice", self.per_target_voice)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+
+    def folder(self, base: Path) -> Path:
+        """Where the tree lies below ``base``: every setting that changes a sample is part of the name."""
+        settings = json.dumps([_VERSION, asdict(self)], sort_keys=True)
+        return base / f"spoken-keywords-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+
+    def ensure(self, base: Path) -> Path:
+        """Make the tree unless it is there undamaged; an interrupted run goes on where it was.
+
+        Raises:
+            SynthesiserError: a program is missing or fails. Complete trees need none.
+        """
+        clips = list(self._clips())
+        ensure_folder(self.folder(base), f"{len(clips)} spoken keywords", self._write, resume=True)
+        return self.folder(base)
+
+    def _write(self, folder: Path) -> None:
+        speakers = SYNTHESISERS[self.synthesiser]
+        require_programs(*speakers)
+        versions = "\n".join(voices.version() for voices in speakers).strip()
+        (folder / "synthesisers.txt").write_text(versions + "\n")
+        for path, voices, word, voice, number in self._clips():
+            if not (folder / path).is_file():
+                rng = np.random.default_rng([zlib.crc32(f"{voice}/{word}".encode()), number])
+                clip = _placed(*voices.say(word, voice, rng), rng)
+                write_atomically(folder / path, partial(_write_wav, clip))
+
+    def _clips(self) -> Iterator[tuple[str, Voices, str, str, int]]:
+        for voices in SYNTHESISERS[self.synthesiser]:
+            for split, names in voices.splits.items():
+                count = self.per_target_voice if split == "target" else self.per_voice
+                for voice in names:
+                    for word in KEYWORDS:
+                        for number in range(count):
+                            yield f"{split}/{word}/{voice}_{number:02d}.wav", voices, word, voice, number
+
+
+class SpokenKeywords(AudioDataModule):
+    """Ten words by synthetic voices, split by voice: nobody who is tested was heard in training.
+
+    Made once into ``$SELFZOO_CACHE`` or ``~/.cache/selfzoo``. ``synthesiser: espeak`` takes the Debian packages
+    espeak-ng (source domain) and flite (target domain, whose clips are split ``target``); ``formant`` takes
+    speech-like sounds made in NumPy (whispered in the target domain), which need no program but are no speech.
+
+    Args:
+        root: folder below which the clips are kept, in place of the cache.
+        synthesiser: ``espeak`` or ``formant``.
+        per_voice: renditions of every word by every source voice.
+        per_target_voice: renditions of every word by every target voice.
+        test_on: clips that are tested on: of the ``source`` domain by unheard voices, or of the ``target`` domain.
+        with_target: pre-training (``labels: false``) sees the target domain's clips as well.
+        seconds: longest part that is read of a clip; clips last one second.
+        **common: see :class:`~datamodules.audio.AudioDataModule`.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    name = "spoken_keywords"
+    num_classes = len(KEYWORDS)
+    classes: ClassVar[tuple[str, ...]] = KEYWORDS
+    layout: ClassVar[Mapping[str, Layout]] = {
+        "root": Layout(
+            title="SpokenKeywords",
+            images=".",
+            suffix=".wav",
+            labels=(),
+            splits={split: Split(f"{split}/*/*") for split in ("train", "val", "test", "target")},
+            origin="made on first use (prepare_data) by the Debian packages espeak-ng and flite, or in NumPy",
+            unit="clips",
+        )
+    }
+
+    def __init__(
+        self,
+        root: str | None = None,
+        synthesiser: Literal["espeak", "formant"] = "espeak",
+        per_voice: int = 12,
+        per_target_voice: int = 6,
+        test_on: Literal["source", "target"] = "source",
+        with_target: bool = False,
+        seconds: float | None = 1.0,
+        **common: Any,
+    ) -> None:
+        self._base = Path(root).expanduser() if root else cache_root()
+        self._tree = SpokenTree(synthesiser, per_voice, per_target_voice)
+        super().__init__(root=str(self._tree.folder(self._base)), seconds=seconds, **common)
+        if test_on not in ("source", "target"):
+            raise ValueError(f"test_on must be source or target, got {test_on!r}.")
+        if with_target and self.labels:
+            raise ValueError("with_target: true shows the target's clips without labels: set labels: false.")
+        self.test_on, self.with_target = test_on, with_target
+
+    def prepare_data(self) -> None:
+        """Make the clips, unless they are there already; raises SynthesiserError where a program is missing."""
+        self._tree.ensure(self._base)
+
+    def tree_splits(self, split: str) -> dict[str, tuple[str, ...]]:
+        """The folder of a split; two for pre-training that sees the target."""
+        if split == "test" and self.test_on == "target":
+            return {"root": ("target",)}
+        return {"root": (split, "target") if split == "train" and self.with_target else (split,)}
+
+    def read(self, split: str) -> AudioClips:
+        """The clips of a split, whose folders are their words."""
+        clips: list[Listed] = []
+        for folder in self.tree_splits(split)["root"]:
+            root, files = self.files(folder)
+            clips += [Listed(file, (file.split("/")[1],)) for file in files]
+        return listed_clips(root, clips, numbered(KEYWORDS), root)
+
+
+def _placed(sound: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
+    """A word without what surrounds it, at a random place of one second and of random loudness, ``[RATE]``."""
+    if rate != RATE:
+        from torchaudio.functional import resample
+
+        sound = resample(torch.from_numpy(sound), rate, RATE).numpy()
+    loud = np.flatnonzero(np.abs(sound) > _LOUD * np.abs(sound).max())
+    word = sound[loud[0] : loud[-1] + 1][:RATE]
+    start = rng.integers(RATE - len(word) + 1)
+    clip = np.zeros(RATE, np.float32)
+    clip[start : start + len(word)] = word * rng.uniform(*_PEAK) / np.abs(word).max()
+    return clip
+
+
+def _write_wav(clip: np.ndarray, file: BinaryIO) -> None:
+    with wave.open(file, "wb") as sound:
+        sound.setparams((1, 2, RATE, 0, "NONE", ""))
+        sound.writeframes(np.round(clip * 32767).astype("<i2").tobytes())
