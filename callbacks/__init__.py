@@ -1,8 +1,38 @@
 """Lightning callbacks: when teachers move and when pseudo-labels are made."""
 
+from callbacks.collapse import CollapseMonitor, RankMe
+from callbacks.dense_probe import DenseProbe
 from callbacks.ema_teacher import EMATeacher
+from callbacks.epoch_average import EpochAverage
 from callbacks.future_teacher import FutureTeacher
+from callbacks.online_probe import OnlineLinearProbe
+from callbacks.plateau import ReduceOnPlateau
+from callbacks.probes import KNNProbe, LinearProbe
 from callbacks.pseudo_label import PseudoLabeler, TeacherPrediction
+from callbacks.run_card import RunCard
+from callbacks.snapshot_teacher import SnapshotTeacher
 from callbacks.visualize import PredictionPanel
+from callbacks.wandb_checkpoint import WandbCheckpoint
+from callbacks.write_predictions import WritePredictions
+from callbacks.write_volumes import WriteVolumes
 
-__all__ = ["EMATeacher", "FutureTeacher", "PredictionPanel", "PseudoLabeler", "TeacherPrediction"]
+__all__ = [
+    "CollapseMonitor",
+    "DenseProbe",
+    "EMATeacher",
+    "EpochAverage",
+    "FutureTeacher",
+    "KNNProbe",
+    "LinearProbe",
+    "OnlineLinearProbe",
+    "PredictionPanel",
+    "PseudoLabeler",
+    "RankMe",
+    "ReduceOnPlateau",
+    "RunCard",
+    "SnapshotTeacher",
+    "TeacherPrediction",
+    "WandbCheckpoint",
+    "WritePredictions",
+    "WriteVolumes",
+]

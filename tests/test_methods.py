@@ -38,7 +38,9 @@ def one_example(method: Any) -> tuple[Tensor, tuple[int, ...] | None]:
 
 
 def method_card_of(method: Any) -> MethodCard:
-    return next(card for name in list_methods() if (card := method_card(name)).class_name == type(method).__name__)
+    return next(
+        card for name in list_methods() if (card := method_card(name)).class_name == type(method).__name__
+    )
 
 
 @pytest.mark.slow

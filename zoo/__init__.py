@@ -13,17 +13,32 @@ __version__ = "0.1.0"
 
 # Public names that are not classes of a method card, and the module each lives in.
 _MODULES = {
+    "LoadReport": "zoo.checkpoints.report",
     "Method": "zoo.method",
     "Teacher": "zoo.teacher",
     "create_backbone": "zoo.registry",
     "list_backbones": "zoo.registry",
     "list_benchmarks": "zoo.registry",
     "list_methods": "zoo.registry",
+    "load_pretrained": "zoo.checkpoints.load",
     "register_backbone": "zoo.registry",
 }
 
 if TYPE_CHECKING:  # for type checkers and editors; a test keeps it in step with what __getattr__ serves
+    from zoo.checkpoints.load import load_pretrained as load_pretrained
+    from zoo.checkpoints.report import LoadReport as LoadReport
     from zoo.method import Method as Method
+    from zoo.methods.audio.classifier import AudioClassifier as AudioClassifier
+    from zoo.methods.audio.ssast import SSAST as SSAST
+    from zoo.methods.image.dino import DINO as DINO
+    from zoo.methods.image.dinov2 import DINOv2 as DINOv2
+    from zoo.methods.image.ibot import IBOT as IBOT
+    from zoo.methods.image.poa import POA as POA
+    from zoo.methods.medical.classifier import VolumeClassifier as VolumeClassifier
+    from zoo.methods.medical.segmenter import VolumeSegmenter as VolumeSegmenter
+    from zoo.methods.medical.voco import VoCo as VoCo
+    from zoo.methods.medical.voco import VoCoCVPR as VoCoCVPR
+    from zoo.methods.medical.voco_omni import VoCoOmni as VoCoOmni
     from zoo.methods.segmentation.fst import FST as FST
     from zoo.methods.segmentation.fst import FSTSemi as FSTSemi
     from zoo.methods.segmentation.self_training import SelfTraining as SelfTraining

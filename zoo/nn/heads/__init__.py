@@ -9,14 +9,24 @@ from torch import nn
 
 from zoo.nn.heads.daformer import DAFormerHead
 from zoo.nn.heads.deeplabv2 import DeepLabV2Head
+from zoo.nn.heads.deeplabv3plus import DeepLabV3PlusHead
+from zoo.nn.heads.dino import DINOHead, MultiHead
+from zoo.nn.heads.fcn import FCNHead
 from zoo.nn.heads.fpn import FPNHead
 from zoo.nn.heads.projection import ProjectionHead
+from zoo.nn.heads.pspnet import PSPHead, PSPShuffleHead
+from zoo.nn.heads.upernet import UPerHead
 from zoo.registry import UnknownNameError
 
 DECODE_HEADS: dict[str, Callable[..., nn.Module]] = {
     "daformer": DAFormerHead,
     "deeplabv2": DeepLabV2Head,
+    "deeplabv3plus": DeepLabV3PlusHead,
+    "fcn": FCNHead,
     "fpn": FPNHead,
+    "pspnet": PSPHead,
+    "pspnet_shuffle": PSPShuffleHead,
+    "upernet": UPerHead,
 }
 
 
@@ -37,4 +47,18 @@ def create_decode_head(name: str, channels: Sequence[int], num_classes: int, **k
     return DECODE_HEADS[name](channels, num_classes, **kwargs)
 
 
-__all__ = ["DECODE_HEADS", "DAFormerHead", "DeepLabV2Head", "FPNHead", "ProjectionHead", "create_decode_head"]
+__all__ = [
+    "DECODE_HEADS",
+    "DAFormerHead",
+    "DINOHead",
+    "DeepLabV2Head",
+    "DeepLabV3PlusHead",
+    "FCNHead",
+    "FPNHead",
+    "MultiHead",
+    "PSPHead",
+    "PSPShuffleHead",
+    "ProjectionHead",
+    "UPerHead",
+    "create_decode_head",
+]

@@ -1,0 +1,1 @@
+"""Volumes: pre-training, segmentation and classification of 3-D scans."""
