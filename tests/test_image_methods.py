@@ -250,3 +250,30 @@ def test_other_bad_input() -> None:
     clipped = build("dino", optim=Optim("sgd", lr=0.1, schedule="constant", clip_norm=1.0))
     with pytest.raises(MisconfigurationException, match=r"both clip gradients"):
         fit(clipped, gradient_clip_val=1.0)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "arguments"),
+    [
+        (
+            "vit_tiny_patch16_224",
+            {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 5, "num_heads": 2},
+        ),
+        ("elastic_vit_tiny", {"img_size": 16, "widths": [32], "depths": [5]}),
+        ("elastic_resnet_tiny", {}),
+    ],
+)
+def test_linear_probes_choose_among_four_kinds_of_features(backbone: str, arguments: dict[str, Any]) -> None:
+    method = DINO(
+        backbone, backbone_args=arguments, prototypes=16, head_args={"hidden_dim": 8, "bottleneck_dim": 4}
+    )
+    image = torch.rand(2, 3, 32, 32) if "resnet" in backbone else torch.rand(2, 3, 16, 16)
+    kinds = method.eval().probe_features(image)
+    assert list(kinds) == ["last", "last + mean", "four", "four + mean"]
+    D = method.student.backbone.embed_dim
+    torch.testing.assert_close(kinds["last"], method.features(image))
+    mean = method.teacher(image).patches.mean(1)
+    torch.testing.assert_close(kinds["last + mean"][:, D:], mean)
+    torch.testing.assert_close(kinds["four + mean"][:, -D:], mean)
+    torch.testing.assert_close(kinds["four"][:, -D:], kinds["last"])
+    assert not torch.allclose(kinds["four"][:, :16], kinds["four"][:, -16:])

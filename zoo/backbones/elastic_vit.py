@@ -23,7 +23,7 @@ from zoo.nn.elastic import (
 )
 from zoo.nn.init import init_linear
 from zoo.nn.stochastic_depth import Form, StochasticDepth
-from zoo.nn.tokens import Tokens
+from zoo.nn.tokens import Tokens, probed_blocks
 from zoo.registry import register_backbone
 
 
@@ -138,13 +138,11 @@ class ElasticViT(ElasticBackbone):
     def intermediate_tokens(self, image: Tensor, size: Size | None = None) -> list[Tokens]:
         """Tokens after a quarter, half, three quarters and all of the blocks, each through the final norm.
 
-        Positions round(L/4), round(L/2), round(3L/4), half to even, and L - 1 among the L kept blocks (card,
-        section 10). A network of fewer than four blocks gives some of them twice.
+        Positions among the kept blocks are those of :func:`zoo.nn.tokens.probed_blocks`.
         """
         size = self.resolve(size)
         kept = self.kept(size)[0]
-        last = len(kept) - 1
-        taken = [*(min(round(len(kept) * quarter / 4), last) for quarter in (1, 2, 3)), last]
+        taken = probed_blocks(len(kept))
         x, found = self.embed(image, None, size.width), {}
         for position, i in enumerate(kept):
             x = self.blocks[i](x)

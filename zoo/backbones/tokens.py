@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.backbones.timm import per_channel
 from zoo.nn.stochastic_depth import Form, StochasticDepth
-from zoo.nn.tokens import TokenBackbone, Tokens
+from zoo.nn.tokens import TokenBackbone, Tokens, probed_blocks
 from zoo.pretrained import started_from
 from zoo.registry import create_backbone
 
@@ -115,6 +115,24 @@ class TimmViT(nn.Module):
         Raises:
             ValueError: the image cannot be cut into patches, or a mask without a mask token.
         """
+        x, prefix = self._embed(image, mask)
+        drop_paths: Any = self.drop_paths
+        for block, drop_path in zip(self.model.blocks, drop_paths, strict=True):
+            x = _run_block(block, drop_path, x)
+        return self._tokens(x, prefix)
+
+    def intermediate_tokens(self, image: Tensor) -> list[Tokens]:
+        """Tokens after four of the blocks (:func:`zoo.nn.tokens.probed_blocks`), each through the final norm."""
+        x, prefix = self._embed(image, None)
+        taken, found = probed_blocks(len(self.model.blocks)), {}
+        for position, block in enumerate(self.model.blocks):
+            x = block(x)
+            if position in taken:
+                found[position] = self._tokens(x, prefix)
+        return [found[position] for position in taken]
+
+    def _embed(self, image: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:
+        """The sequence before the first block, and how many of its tokens are no patches."""
         model = self.model
         self.grid(*image.shape[-2:])
         x = model.patch_embed(image)  # [B, rows, columns, D], since the size is dynamic
@@ -127,13 +145,13 @@ class TimmViT(nn.Module):
         prefix = torch.cat(extra, 1) if extra else x.new_zeros(1, 0, x.shape[-1])
         of_prefix, of_patches = self._positions(grid)
         x = torch.cat(((prefix + of_prefix).expand(len(x), -1, -1).to(x.dtype), x + of_patches), 1)
-        x = model.norm_pre(model.pos_drop(x))
-        drop_paths: Any = self.drop_paths
-        for block, drop_path in zip(model.blocks, drop_paths, strict=True):
-            x = _run_block(block, drop_path, x)
-        x = model.norm(x)
-        patches = x[:, prefix.shape[1] :]
-        return Tokens(x[:, 0] if model.cls_token is not None else patches.mean(1), patches)
+        return model.norm_pre(model.pos_drop(x)), prefix.shape[1]
+
+    def _tokens(self, x: Tensor, prefix: int) -> Tokens:
+        """The sequence behind a block, through the final norm."""
+        x = self.model.norm(x)
+        patches = x[:, prefix:]
+        return Tokens(x[:, 0] if self.model.cls_token is not None else patches.mean(1), patches)
 
     def _positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Positions of the prefix tokens (0 where they have none) and of a grid of patches."""

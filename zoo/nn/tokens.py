@@ -19,6 +19,14 @@ class Tokens(NamedTuple):
     patches: Tensor
 
 
+def probed_blocks(depth: int) -> list[int]:
+    """Positions of the four blocks that linear probes look at: round(L/4), round(L/2), round(3L/4), L - 1.
+
+    Halves are rounded to even numbers (POA's protocol, card section 10); fewer than four blocks give some twice.
+    """
+    return [*(min(round(depth * quarter / 4), depth - 1) for quarter in (1, 2, 3)), depth - 1]
+
+
 @runtime_checkable
 class TokenBackbone(Protocol):
     """What self-distillation asks of a backbone; implementations are ``nn.Module``.

@@ -243,6 +243,32 @@ class SelfDistillation(Method):
         grid = self.student.backbone.grid(*image.shape[-2:])
         return self.teacher(image).patches.transpose(1, 2).unflatten(2, grid)
 
+    @torch.no_grad()
+    def probe_features(self, image: Tensor) -> dict[str, Tensor]:
+        """What linear probes choose from: ``last`` or ``four`` class tokens, with the mean patch (``+ mean``) or not.
+
+        The four are those of four blocks of the teacher, or the pooled maps of its four stages, fine to coarse
+        (POA, section 10 of the card).
+
+        Args:
+            image: ``[B, 3, H, W]`` in [0, 1].
+        """
+        network: Any = self.teacher.network
+        pixels = (image - network.mean) / network.std
+        if hasattr(network.backbone, "intermediate_tokens"):
+            blocks = network.backbone.intermediate_tokens(pixels)
+            four, last = [tokens.cls for tokens in blocks], blocks[-1]
+        else:
+            four = [maps.mean((2, 3)) for maps in network.backbone.forward_features(pixels)]
+            last = network.backbone.forward_tokens(pixels)
+        mean = last.patches.mean(1)
+        return {
+            "last": last.cls,
+            "last + mean": torch.cat((last.cls, mean), 1),
+            "four": torch.cat(four, 1),
+            "four + mean": torch.cat((*four, mean), 1),
+        }
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Nothing is validated without probes; they read these batches."""
 
