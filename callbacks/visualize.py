@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +21,9 @@ GAP = 4  # white pixels between pictures
 
 class PredictionPanel(Callback):
     """After each validation, one PNG: a row per image with image, truth, prediction and confidence.
+
+    W&B gets every image with truth and prediction as masks to switch on and off, by name of class; TensorBoard
+    gets the panel.
 
     Args:
         num_images: rows of the panel, taken from the first validation batches.
@@ -31,10 +36,11 @@ class PredictionPanel(Callback):
     def __init__(self, num_images: int = 4, folder: str | None = None) -> None:
         self.num_images, self.folder = num_images, folder
         self._rows: list[list[np.ndarray]] = []
+        self._masks: list[dict[str, np.ndarray]] = []
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start a new panel."""
-        self._rows = []
+        self._rows, self._masks = [], []
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
@@ -52,9 +58,11 @@ class PredictionPanel(Callback):
         truth = F.interpolate(truth[:, None].float(), image.shape[-2:], mode="nearest")[:, 0]
         for row in zip(image, truth, prediction, confidence, strict=True):
             self._rows.append(segmentation_row(*row, palette=palette))
+        labels = (maps.byte().cpu().numpy() for maps in (truth, prediction))
+        self._masks += [{"truth": seen, "prediction": said} for seen, said in zip(*labels, strict=True)]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the panel and hand it to W&B where that is the logger."""
+        """Write the panel and hand it to the loggers that take pictures."""
         if not self._rows or trainer.sanity_checking:
             return
         panel = stack_rows(self._rows)
@@ -62,9 +70,21 @@ class PredictionPanel(Callback):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             panel.save(folder / f"val-step{trainer.global_step:06d}.png")
+        classes = getattr(trainer.datamodule, "classes", ())  # type: ignore[attr-defined]
         for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):
-                logger.log_image("val/panel", [panel], step=trainer.global_step)
+            if isinstance(logger, WandbLogger):
+                pictures = [row[0] for row in self._rows]
+                masks = [wandb_masks(labels, classes) for labels in self._masks]
+                logger.log_image("val/predictions", pictures, step=trainer.global_step, masks=masks)
+            elif isinstance(logger, TensorBoardLogger):
+                pixels = np.asarray(panel)
+                logger.experiment.add_image("val/panel", pixels, trainer.global_step, dataformats="HWC")
+
+
+def wandb_masks(labels: Mapping[str, np.ndarray], classes: Any) -> dict[str, dict[str, Any]]:
+    """Label maps ``[H, W]`` by name, as the masks of a ``wandb.Image``; what is no class is called ignore."""
+    names = dict(enumerate(classes)) | {255: "ignore"}
+    return {name: {"mask_data": label, "class_labels": names} for name, label in labels.items()}
 
 
 def colorize(label: Tensor, palette: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
@@ -83,7 +84,11 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
                 raise ValueError(f"{argument} must be at least {least}, got {value}.")
         # The logger gets the method's: equal names in both would abort the run.
         arguments = [name for name in _constructor_arguments(type(self)) if name not in self.module_arguments]
-        self.save_hyperparameters(*arguments, logger=False)
+        # The command line tells Lightning what was typed: without what a class fixes for its base, and, for a
+        # benchmark within another one, what was typed for that.
+        typed = _given_hyperparameters.get()
+        if known := [name for name in arguments if typed is None or name in typed]:
+            self.save_hyperparameters(*known, logger=False)
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.seed, self.skip_broken, self.allow_partial = seed, skip_broken, allow_partial
         #: Further batches of every step (``batch["future"]``); FutureTeacher sets it before loaders are made.

@@ -158,5 +158,5 @@ def test_checkpoint_of_a_script_is_compared_but_adds_nothing() -> None:
     assert trained.compare(model, resumes=True) == [
         "model.decay is 0.9 as you asked; the checkpoint was trained with 0.5"
     ]
-    for name in (None, "best", "."):
+    for name in (None, "."):
         assert Trained(name).compare(model, resumes=True) == []

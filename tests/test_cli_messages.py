@@ -86,9 +86,9 @@ def test_own_logger_is_respected() -> None:
     )
     assert zoo_run("fit", "--config", "mine.yaml", steps=1) == 0
     assert [p.name for p in Path("elsewhere").rglob("metrics.csv")] == ["metrics.csv"]
-    assert {p.name for p in only_run().iterdir()} == {"config.yaml", "checkpoints"}
+    assert {p.name for p in only_run().iterdir()} == {"config.yaml", "checkpoints", "run_card.json"}
     assert zoo_run("fit", "--trainer.logger", "false", "--run_dir", "none", steps=1) == 0
-    assert {p.name for p in Path("none").iterdir()} == {"config.yaml", "checkpoints"}
+    assert {p.name for p in Path("none").iterdir()} == {"config.yaml", "checkpoints", "run_card.json"}
 
 
 def test_no_option_overrides_another(monkeypatch: pytest.MonkeyPatch) -> None:

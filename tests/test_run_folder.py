@@ -168,7 +168,7 @@ def test_wandb_run_is_grouped_and_tagged() -> None:
         logger._wandb_init
         | {
             **{"project": "selfzoo", "group": "streetshift", "job_type": "fst", "mode": "offline"},
-            **{"tags": ["resnet18", "seed3"], "dir": "run", "name": "run"},
+            **{"tags": ["resnet18", "seed3"], "dir": str(Path("run").absolute()), "name": "run"},
         }
         == logger._wandb_init
     )

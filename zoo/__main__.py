@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 
 VERBS = ("fit", "validate", "test", "predict")
+# Modules that each have a main(argv).
+TOOLS = {
+    "list": "zoo.listing",
+    "import": "zoo.checkpoints.show",
+    "export": "zoo.export",
+    "compare": "zoo.compare",
+    "sweep": "zoo.sweeps",
+}
 
 OVERVIEW = """\
 usage: zoo <command> [options]
@@ -23,13 +32,25 @@ run
   zoo fit --config fst/embedded --model.backbone resnet18 --trainer.max_steps 100
   zoo test --config runs/<run>/config.yaml --ckpt_path runs/<run>/checkpoints/last.ckpt
 
+compare
+  zoo fit --config fst/embedded --seeds 0 1 2   one run a seed (and --backbones A B), finished ones are skipped
+  zoo compare RUNS... [--diff A B] [--out DIR]  a table of runs, and which differences are real
+  zoo sweep CONFIG [--vary KEY=VALUES ...]      print a W&B sweep
+
+weights
+  zoo import FILE [--to OUT.safetensors]  show what a file of weights is, and convert it
+  zoo export --checkpoint RUN.ckpt (--all | --size NAME ...) FOLDER
+                                          write the sub-networks of a POA run, each as a plain network
+
 options of the run commands
   --config NAME     a file, or the name of a config of the package; repeat it to override part of one
   --model CLASS     the method, e.g. FST; its options are --model.<name> (see --model.help FST)
   --data CLASS      the benchmark, e.g. StreetShift; its options are --data.<name>
   --trainer.<name>  any option of the Lightning Trainer
   --run_dir DIR     where the run is kept (default: runs/<method>/<benchmark>/<time>-seed<seed>)
-  --wandb MODE      auto, online, offline or disabled
+  --wandb MODE      auto, online, offline or disabled; --wandb_checkpoint true keeps the checkpoint there
+  --tensorboard true  event files for TensorBoard, too
+  --run_card false  do without run_card.json, the record of the run
   --print_config    show the resolved config and stop
   --traceback       show where an error comes from (also: SELFZOO_DEBUG=1)
   --help            all options, e.g. zoo fit --help
@@ -49,10 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    if command == "list":
-        from zoo.listing import main as list_main
-
-        return list_main(rest)
+    if command in TOOLS:
+        return importlib.import_module(TOOLS[command]).main(rest)
     if command in VERBS:
         from zoo.cli import run
 
@@ -60,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from zoo.registry import suggest
 
-    near = suggest(command, ("list", *VERBS))
-    hint = f"did you mean {near[0]}?" if near else f"commands: list, {', '.join(VERBS)}."
+    near = suggest(command, (*TOOLS, *VERBS))
+    hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join((*TOOLS, *VERBS))}."
     print(f"zoo: error: unknown command {command!r}; {hint} `zoo --help` shows all.", file=sys.stderr)
     return 2
 

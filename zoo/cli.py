@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import yaml
@@ -16,14 +17,25 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from callbacks import RunCard, WandbCheckpoint
 from datamodules.base import BenchmarkDataModule
 from zoo import notices, registry
 from zoo.cards import Card
 from zoo.cli_errors import ZooParser, plain_message
 from zoo.config_files import UsageError, last_value, read_sources, replaced_lists, resolve_configs
 from zoo.method import Method
+from zoo.pretrained import restoring
 from zoo.resume import Trained
-from zoo.run_folder import RunRecorder, Wandb, open_run_folder, run_checkpoints, run_loggers
+from zoo.run_folder import (
+    RunRecorder,
+    Wandb,
+    dump_config,
+    finish_wandb,
+    open_run_folder,
+    run_checkpoints,
+    run_loggers,
+)
+from zoo.series import is_series, run_series
 
 # Said by libraries about each other, or made untrue by what happens here; nothing a user could act on.
 QUIET = (
@@ -44,12 +56,23 @@ def run(argv: Sequence[str]) -> int:
     Wrong usage is one line and 2; a run that one of our own checks stops is one line and 1. Everything else
     keeps its traceback, and with ``--traceback`` or ``SELFZOO_DEBUG=1`` these two do as well.
     """
+    code = 1  # also of what passes through here
+    try:
+        code = _run(argv)
+    finally:
+        finish_wandb(code)
+    return code
+
+
+def _run(argv: Sequence[str]) -> int:
     debug = "--traceback" in argv or os.environ.get("SELFZOO_DEBUG") == "1"
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
     with warnings.catch_warnings():
         for pattern in QUIET if argv[0] == "fit" else (*QUIET, *QUIET_EVALUATION):
             warnings.filterwarnings("ignore", message=pattern)
         try:
+            if is_series(argv):
+                return run_series(argv, resolve)
             import_classes()
             ZooCLI(resolve_configs([token for token in argv if token != "--traceback"]))
         except Exception as error:
@@ -111,15 +134,30 @@ class ZooCLI(LightningCLI):
             default="auto",
             help="auto follows WANDB_MODE, is online with an API key and offline without one.",
         )
+        parser.add_argument(
+            "--wandb_checkpoint",
+            type=bool,
+            default=False,
+            help="Log the checkpoint as a W&B artifact at the end.",
+        )
+        parser.add_argument(
+            "--tensorboard", type=bool, default=False, help="Also write event files for TensorBoard."
+        )
+        parser.add_argument(
+            "--run_card", type=bool, default=True, help="Keep run_card.json, the record of the run."
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse with the checkpoint's hyper-parameters below everything that was typed."""
         sources = read_sources(self.options)
-        trained = Trained(last_value(sources, "ckpt_path"))
-        self.config = parser.parse_args([self.verb, *trained.as_options(), *self.options])
-        config = self.config[self.verb]
-        plain = yaml.safe_load(self._parser(self.verb).dump(config, skip_unset=False))
         fits = self.verb == "fit"
+        trained = Trained(last_value(sources, "ckpt_path"), last_value(sources, "run_dir"), fits)
+        # Nobody reads them here; callbacks write what is to be kept, batch by batch.
+        defaults = ["--return_predictions", "false"] if self.verb == "predict" else []
+        self.config = parser.parse_args([self.verb, *defaults, *trained.as_options(), *self.options])
+        config = self.config[self.verb]
+        config.ckpt_path = trained.path
+        plain = yaml.safe_load(self._parser(self.verb).dump(config, skip_unset=False))
         self.notes = replaced_lists(sources) + trained.compare(plain["model"], resumes=fits)
         self.notes += notices.endless_training(config.trainer) if fits else []
 
@@ -132,6 +170,11 @@ class ZooCLI(LightningCLI):
         """Tell what was noticed before anything is built."""
         notices.tell(self.notes)
 
+    def instantiate_classes(self) -> None:
+        """Where a checkpoint brings all weights, none are fetched before it."""
+        with restoring() if self.config[self.verb].ckpt_path else nullcontext():
+            super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the run's folder, loggers and checkpoints where the config has none of its own."""
         config = self.config_init[self.verb].trainer
@@ -143,22 +186,66 @@ class ZooCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
 
         run = self.config[self.verb]
-        method = card_name(run.model, map(registry.method_card, registry.list_methods()))
-        benchmark = card_name(run.data, map(registry.benchmark_card, registry.list_benchmarks()))
+        method, benchmark = names(run)
         folder = open_run_folder(run.run_dir, method, benchmark, run.seed_everything, self.verb)
         self.save_config_kwargs = {"folder": folder, "configured": configured}
         kwargs.setdefault("default_root_dir", config.default_root_dir or folder)
         if config.logger is None or config.logger is True:
             backbone = run.model.get("init_args", {}).get("backbone")
             tags = [*([backbone] if isinstance(backbone, str) else []), f"seed{run.seed_everything}"]
-            kwargs["logger"] = run_loggers(folder, run.wandb, method, benchmark, tags)
+            kwargs["logger"] = run_loggers(
+                folder, run.wandb, method, benchmark, tags, bool(run.ckpt_path), run.tensorboard
+            )
+        callbacks = [*configured]
+        if run.run_card and not any(isinstance(callback, RunCard) for callback in configured):
+            plain = yaml.safe_load(dump_config(self._parser(self.verb), run))
+            seed = None if run.seed_everything is False else run.seed_everything
+            callbacks.append(RunCard(str(folder), plain, method, benchmark, seed))
         if self.verb == "fit" and config.enable_checkpointing is not False:
             if any(isinstance(callback, Checkpoint) for callback in configured):
                 notices.tell(["your checkpoint callback takes the place of best.ckpt and last.ckpt"])
             else:
                 checkpoints = run_checkpoints(folder, self.model.monitor, self.model.monitor_mode)
-                kwargs["callbacks"] = [*configured, *checkpoints]
+                callbacks += checkpoints
+            if run.wandb_checkpoint:
+                last = str(folder / "checkpoints" / "last.ckpt")
+                callbacks.append(
+                    WandbCheckpoint(f"{method}-{benchmark}", [f"seed{run.seed_everything}"], last)
+                )
+        kwargs["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
+
+
+class ParsedOnly(ZooCLI):
+    """What a command would do, without seeding, building or running anything."""
+
+    def _set_seed(self) -> None: ...
+
+    def before_instantiate_classes(self) -> None:
+        """Tell nothing: the run itself will."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+def resolve(options: Sequence[str]) -> tuple[dict[str, Any], str, str]:
+    """The resolved config of ``zoo fit <options>``, the method's and the benchmark's name.
+
+    Raises:
+        UsageError: an option is wrong.
+    """
+    import_classes()
+    cli = ParsedOnly(resolve_configs(["fit", *options]))
+    config = cli.config["fit"]
+    return yaml.safe_load(dump_config(cli._parser("fit"), config)), *names(config)
+
+
+def names(config: Namespace) -> tuple[str, str]:
+    """Registry names of the method and the benchmark of a resolved config."""
+    method = card_name(config.model, map(registry.method_card, registry.list_methods()))
+    return method, card_name(config.data, map(registry.benchmark_card, registry.list_benchmarks()))
 
 
 def card_name(config: Namespace, cards: Iterable[Card]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import netrc
 import os
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -58,7 +59,15 @@ def set_aside(path: Path) -> None:
         path.rename(next(p for n in numbers if not (p := path.with_stem(f"{path.stem}-{n}")).exists()))
 
 
-def run_loggers(folder: Path, wandb: Wandb, method: str, benchmark: str, tags: list[str]) -> list[Logger]:
+def run_loggers(
+    folder: Path,
+    wandb: Wandb,
+    method: str,
+    benchmark: str,
+    tags: list[str],
+    resumes: bool = False,
+    tensorboard: bool = False,
+) -> list[Logger]:
     """A CSV logger writing ``metrics.csv`` and, unless disabled, a W&B logger writing ``wandb/``.
 
     Args:
@@ -67,16 +76,21 @@ def run_loggers(folder: Path, wandb: Wandb, method: str, benchmark: str, tags: l
         method: the job type of the W&B run.
         benchmark: the group of the W&B run.
         tags: tags of the W&B run.
+        resumes: training goes on from a checkpoint, and so does the W&B run that the folder holds.
+        tensorboard: also write event files for TensorBoard into ``tensorboard/``.
     """
     set_aside(folder / "metrics.csv")  # the logger would delete the metrics of a run resumed here
     loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
+    if tensorboard:
+        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
     mode = wandb_mode() if wandb == "auto" else wandb
     if mode != "disabled":
         loggers.append(
             WandbLogger(
                 name=folder.name,
                 project="selfzoo",
-                save_dir=folder,
+                save_dir=folder.absolute(),  # W&B's own process has a working directory of its own
+                id=last_wandb_id(folder) if resumes else None,
                 group=benchmark,
                 job_type=method,
                 tags=tags,
@@ -84,6 +98,24 @@ def run_loggers(folder: Path, wandb: Wandb, method: str, benchmark: str, tags: l
             )
         )
     return loggers
+
+
+def last_wandb_id(folder: Path) -> str | None:
+    """Id of the W&B run that the folder of a run holds, the newest of several; None without one.
+
+    W&B calls its folders ``[offline-]run-<time>-<id>``.
+    """
+    runs = [path.name.split("-") for path in folder.glob("wandb/*run-*-*")]
+    return max(
+        ((name[-2], name[-1]) for name in runs if name[0] in ("run", "offline")), default=(None, None)
+    )[1]
+
+
+def finish_wandb(exit_code: int) -> None:
+    """End the W&B run of this process, if there is one: the next run of the process is another."""
+    wandb = sys.modules.get("wandb")  # importing it takes a second
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code)
 
 
 def wandb_mode() -> str:
@@ -164,12 +196,21 @@ class RunRecorder(SaveConfigCallback):
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Called once, on the first process, when all callbacks are in place."""
         tell(dropped_callbacks(self.configured, trainer.callbacks))  # type: ignore[attr-defined]
-        config = self.config.clone()
-        config.run_dir = None
-        text = self.parser.dump(config, skip_unset=False)  # a null may differ from the default
+        text = dump_config(self.parser, self.config)
         self.folder.mkdir(parents=True, exist_ok=True)
         set_aside(self.folder / "config.yaml")
         (self.folder / "config.yaml").write_text(text, encoding="utf-8")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(yaml.safe_load(text))
+                monitor = getattr(pl_module, "monitor", None)
+                if monitor is not None:  # W&B's tables show the best beside the last value
+                    kinds = f"{pl_module.monitor_mode},last"
+                    logger.experiment.define_metric(monitor, "trainer/global_step", summary=kinds)
+
+
+def dump_config(parser: LightningArgumentParser, config: Namespace) -> str:
+    """A resolved config as YAML, without the folder of the run."""
+    config = config.clone()
+    config.run_dir = None
+    return parser.dump(config, skip_unset=False)  # a null may differ from the default
