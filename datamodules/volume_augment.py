@@ -1,0 +1,76 @@
+"""Augmentation of labelled windows of volumes, on their device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class VolumeAugment(nn.Module):
+    """Mirror, turn and change the intensity of each window; labels follow. Defaults: VoCo's fine-tuning for BTCV.
+
+    Draws are made on the host from torch's global generator.
+
+    Args:
+        flip: probability of mirroring, for each axis.
+        rotate: probability of one to three quarter turns in the plane of the first two axes; windows whose sides
+            differ there are turned by half.
+        scale: intensities are multiplied by ``1 ± scale``.
+        scale_probability: probability of that.
+        shift: intensities are moved within ``± shift``.
+        shift_probability: probability of that.
+
+    Raises:
+        ValueError: a probability outside [0, 1], or a negative strength.
+    """
+
+    def __init__(
+        self,
+        flip: float = 0.2,
+        rotate: float = 0.2,
+        scale: float = 0.1,
+        scale_probability: float = 0.1,
+        shift: float = 0.1,
+        shift_probability: float = 0.5,
+    ) -> None:
+        super().__init__()
+        chances = {"flip": flip, "rotate": rotate, "scale_probability": scale_probability}
+        for name, value in {**chances, "shift_probability": shift_probability}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"augment.{name} must be a probability in [0, 1], got {value}.")
+        if min(scale, shift) < 0:
+            raise ValueError(f"augment.scale={scale} and augment.shift={shift} must not be negative.")
+        self.flip, self.rotate = flip, rotate
+        self.scale, self.scale_probability = scale, scale_probability
+        self.shift, self.shift_probability = shift, shift_probability
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Augment windows.
+
+        Args:
+            batch: ``volume`` float ``[N, C, x, y, z]``, changed in place, and, where there are label maps, ``label``
+                ``[N, x, y, z]``.
+
+        Returns:
+            the same entries.
+        """
+        volume = batch["volume"]
+        N = len(volume)
+        flips = torch.rand(N, 3) < self.flip
+        quarters = torch.randint(1, 4, (N,)) if volume.shape[2] == volume.shape[3] else torch.full((N,), 2)
+        turns = quarters * (torch.rand(N) < self.rotate)
+        # One by one: only windows that were drawn are copied, and nothing waits for the device.
+        for tensor in batch.values():
+            for window, mirrored, turn in zip(tensor, flips.tolist(), turns.tolist(), strict=True):
+                axes = [axis for axis, flip in zip((-3, -2, -1), mirrored, strict=True) if flip]
+                if axes or turn:
+                    window.copy_(window.flip(axes).rot90(turn, (-3, -2)))
+        factor = 1 + self._drawn(N, self.scale, self.scale_probability, volume)
+        offset = self._drawn(N, self.shift, self.shift_probability, volume)
+        return {**batch, "volume": volume * factor + offset}
+
+    @staticmethod
+    def _drawn(count: int, strength: float, probability: float, like: Tensor) -> Tensor:
+        """Numbers within ``± strength``, or 0."""
+        drawn = (torch.rand(count) * 2 - 1) * strength * (torch.rand(count) < probability)
+        return drawn.to(like.device, non_blocking=True).view(-1, 1, 1, 1, 1)
