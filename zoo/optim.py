@@ -202,12 +202,11 @@ def clip_gradients(modules: Iterable[nn.Module], optim: Optim) -> None:
     for parameters in _clipped_together(modules, optim.clip_by):
         gradients = [p.grad for p in parameters if p.grad is not None]
         if gradients:
-            norms = torch._foreach_norm(gradients)
-            norms = torch.stack([norm.to(norms[0].device) for norm in norms])
-            if optim.clip_by != "parameter":
-                norms = norms.norm().expand(len(gradients))
-            factors = (optim.clip_norm / (norms + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(gradients, list(factors.unbind()))
+            parts = torch._foreach_norm(gradients)
+            norms = torch.stack([norm.to(parts[0].device) for norm in parts])
+            together = optim.clip_by != "parameter"
+            factors = (optim.clip_norm / ((norms.norm() if together else norms) + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(gradients, factors if together else list(factors.unbind()))
 
 
 def drop_frozen_gradients(optimizer: torch.optim.Optimizer) -> None:

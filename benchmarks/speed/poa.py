@@ -99,7 +99,10 @@ class Parts:
         drawn = [(self.sizes.pop(0), self.masks.pop(0)) for _ in range(steps)]
         for size, masks in drawn:
             self.step(size, masks, spent)
-        return {"parts": {part: sum(times) / steps for part, times in spent.items()}, "sizes": [s for s, _ in drawn]}
+        return {
+            "parts": {part: sum(times) / steps for part, times in spent.items()},
+            "sizes": [s for s, _ in drawn],
+        }
 
     def step(self, size: Size, masks: Masks, spent: dict[str, list[float]]) -> None:
         twin, batch = self.twin, {**self.batch, "masks": masks}
@@ -120,7 +123,9 @@ class Parts:
             upstream = [torch.randn_like(x) for x in flat]
             timed(f"{student} backward", lambda f=flat, u=upstream: torch.autograd.backward(f, u))
         timed("losses", lambda: self.losses({**batch, "teacher": teacher}, said))
-        timed("optimiser", lambda: (clip_gradients(twin.trained_modules(), twin.optim), self.optimizer.step()))
+        timed(
+            "optimiser", lambda: (clip_gradients(twin.trained_modules(), twin.optim), self.optimizer.step())
+        )
         self.optimizer.zero_grad()
         timed("teacher's move", lambda: twin.teacher.update(twin.student, 0.99))
 
@@ -166,28 +171,53 @@ class Arithmetic:
     def __init__(self, options: dict[str, Any]) -> None:
         with torch.device("meta"):
             self.poa, self.dinov2 = build(options, "poa"), build(options, "dinov2")
-        self.poa.koleo_weight = self.dinov2.koleo_weight = 0.0  # next to nothing, and not for tensors without data
+        self.poa.koleo_weight = self.dinov2.koleo_weight = (
+            0.0  # next to nothing, and not for tensors without data
+        )
         self.batch = random_batch(options, "meta")
         grid = self.poa.student.backbone.grid(*self.batch["views"]["global"].shape[-2:])
         self.batch["masks"] = self.poa.masking(2 * options["batch"], grid, Random(0)).to(torch.device("meta"))
         self.base = self.count(self.dinov2)
-        self.found: dict[Size, float] = {}
+        self.found: dict[Size, int] = {}
 
     def count(self, method: SelfDistillation) -> int:
         with FlopCounterMode(display=False) as counter:
             torch.stack(list(method.losses(self.batch).values())).sum().backward()
         return counter.get_total_flops()
 
-    def ratio(self, size: Size) -> float:
-        """A POA step whose elastic student is of that size, over a DINOv2 step."""
+    def with_size(self, size: Size) -> int:
         if size not in self.found:
             self.poa.draw_size = lambda: size  # type: ignore[method-assign]
-            self.found[size] = self.count(self.poa) / self.base
+            self.found[size] = self.count(self.poa)
         return self.found[size]
+
+    def ratio(self, size: Size) -> float:
+        """A POA step whose elastic student is of that size, over a DINOv2 step.
+
+        Linear in the blocks of every stage: counted with the fewest, and with more in one stage alone.
+        """
+        choices = [
+            sorted(set(stage)) for stage in zip(*map(_stages, self.poa.student.backbone.depths), strict=True)
+        ]
+        fewest = [stage[0] for stage in choices]
+        total = least = self.with_size(_size(size.width, fewest))
+        for s, (few, *more) in enumerate(choices):
+            if more:
+                steeper = self.with_size(_size(size.width, [*fewest[:s], more[0], *fewest[s + 1 :]]))
+                total += (steeper - least) * (_stages(size.depth)[s] - few) // (more[0] - few)
+        return total / self.base
 
     def expected(self) -> float:
         """Mean over the cycle of sizes that training draws from."""
         return statistics.mean(map(self.ratio, self.poa.cycle.deck))
+
+
+def _stages(depth: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (depth,) if isinstance(depth, int) else tuple(depth)
+
+
+def _size(width: int, depths: list[int]) -> Size:
+    return Size(width, depths[0] if len(depths) == 1 else tuple(depths))
 
 
 def measure(options: dict[str, Any], arithmetic: Arithmetic, rounds: int, steps: int) -> dict[str, Any]:
@@ -199,7 +229,9 @@ def measure(options: dict[str, Any], arithmetic: Arithmetic, rounds: int, steps:
     floors = [sum(turn["parts"].values()) for turn in told["poa"]]
     networks = [floor - turn["parts"]["losses"] for floor, turn in zip(floors, told["poa"], strict=True)]
     record: dict[str, Any] = {
-        "parts": {part: statistics.median(t["parts"][part] for t in told["poa"]) for part in told["poa"][0]["parts"]},
+        "parts": {
+            part: statistics.median(t["parts"][part] for t in told["poa"]) for part in told["poa"][0]["parts"]
+        },
         "step": statistics.median(turn["step"] for turn in told["poa"]),
     }
     for name, base in (("floor", floors), ("floor without losses", networks)):
@@ -217,10 +249,14 @@ def measure(options: dict[str, Any], arithmetic: Arithmetic, rounds: int, steps:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--family", choices=PUBLISHED, default="vit")
     parser.add_argument("--scale", choices=SCALES, default="small")
-    parser.add_argument("--batch", type=int, default=4, help="images; each has two global and the local views")
+    parser.add_argument(
+        "--batch", type=int, default=4, help="images; each has two global and the local views"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
     parser.add_argument("--rounds", type=int, default=5)
@@ -234,12 +270,22 @@ def main() -> None:
     options = {key: getattr(arguments, key) for key in ("family", "scale", "batch", "device", "precision")}
     arithmetic = Arithmetic(options)
     record: dict[str, Any] = {**options, "arithmetic": arithmetic.expected()}
-    print(f"arithmetic: {record['arithmetic']:.3f} x DINOv2 over the cycle of {len(arithmetic.poa.cycle.deck)} sizes")
+    print(
+        f"arithmetic: {record['arithmetic']:.3f} x DINOv2 over the cycle of {len(arithmetic.poa.cycle.deck)} sizes"
+    )
     if not arguments.arithmetic:
         record |= measure(options, arithmetic, arguments.rounds, arguments.steps)
         print(", ".join(f"{part} {1000 * s:.0f}" for part, s in record["parts"].items()), "ms")
         memory = {name: f"{m['above rest'] / 2**20:.0f} MiB" for name, m in record["memory"].items()}
-        header = ["family", "step / parts", "without losses", "/ DINOv2", "its arithmetic", "of the law", *memory]
+        header = [
+            "family",
+            "step / parts",
+            "without losses",
+            "/ DINOv2",
+            "its arithmetic",
+            "of the law",
+            *memory,
+        ]
         ratios = [shown(record[key]) for key in ("floor", "floor without losses", "over dinov2")]
         expected = [f"{record[key]:.2f}" for key in ("arithmetic of the draws", "arithmetic")]
         print(markdown(header, [[arguments.family, *ratios, *expected, *memory.values()]]))

@@ -57,10 +57,10 @@ class _SoftCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(logits, target)
         ctx.options = temperature, targets, chunk
         loss = torch.empty(logits.shape[:2], device=logits.device)
-        for view, rows in _pieces(logits, chunk):
-            scaled = logits[view, rows].float() / temperature
+        for views, rows in _pieces(logits, chunk):
+            scaled = logits[views, rows].float() / temperature
             match = torch.linalg.vecdot(target[rows].float(), scaled)
-            loss[view, rows] = targets * scaled.logsumexp(-1) - match
+            loss[views, rows] = targets * scaled.logsumexp(-1) - match
         return loss
 
     @staticmethod
@@ -68,19 +68,24 @@ class _SoftCrossEntropy(torch.autograd.Function):
         (logits, target), (temperature, targets, chunk) = ctx.saved_tensors, ctx.options
         result = torch.empty_like(logits)
         weight = (gradients[0] / temperature)[..., None]
-        for view, rows in _pieces(logits, chunk):
-            probability = (logits[view, rows].float() / temperature).softmax(-1)
-            result[view, rows] = (
-                probability.mul_(targets).sub_(target[rows]).mul_(weight[view, rows]).to(logits.dtype)
+        for views, rows in _pieces(logits, chunk):
+            probability = (logits[views, rows].float() / temperature).softmax(-1)
+            result[views, rows] = (
+                probability.mul_(targets).sub_(target[rows]).mul_(weight[views, rows]).to(logits.dtype)
             )
         return result, None, None, None, None
 
 
-def _pieces(logits: Tensor, chunk: int) -> list[tuple[int, slice]]:
-    """Cut ``[V, n, K]`` into (view, rows) of at most ``chunk`` numbers, at least one row."""
+def _pieces(logits: Tensor, chunk: int) -> list[tuple[slice, slice]]:
+    """Cut ``[V, n, K]`` into (views, rows) of at most ``chunk`` numbers, at least one row, whole views if they fit."""
     V, n, K = logits.shape
-    step = max(1, chunk // max(K, 1))
-    return [(view, slice(first, first + step)) for view in range(V) for first in range(0, n, step)]
+    rows = max(1, min(n, chunk // max(K, 1)))
+    views = max(1, chunk // max(rows * K, 1)) if rows == n else 1
+    return [
+        (slice(view, view + views), slice(first, first + rows))
+        for view in range(0, V, views)
+        for first in range(0, n, rows)
+    ]
 
 
 def cross_view_loss(

@@ -1,0 +1,138 @@
+"""Spoken keywords: voices, synthesisers, and what is said where there are none."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules import (
+    SpokenKeywords,
+    keyword_voices,
+)
+from datamodules.keyword_voices import KEYWORDS, SYNTHESISERS, SynthesiserError
+from tests import tiny_audio
+from tests.test_audio_batches import keywords
+from tests.test_audio_datamodules import labels, names, opened
+from tests.tiny_audio import RATE
+from zoo.nn import AudioFeatures
+
+# Spoken keywords.
+
+
+def test_nobody_who_is_tested_was_heard() -> None:
+    for source, target in SYNTHESISERS.values():
+        assert set(source.splits) == {"train", "val", "test"}
+        voices = [
+            voice for split in (source.splits, target.splits) for found in split.values() for voice in found
+        ]
+        assert len(voices) == len(set(voices))
+
+
+def test_spoken_keywords(tmp_path: Path) -> None:
+    settings = tiny_audio.spoken_keywords(tmp_path)
+    data = opened(SpokenKeywords(**settings))
+    speakers = {
+        split: {name.split("_")[0] for name in names(data, split)} for split in ("train", "val", "test")
+    }
+    assert [len(found) for found in speakers.values()] == [8, 2, 4]
+    assert not speakers["train"] & speakers["test"]
+    assert np.bincount(labels(data, "train")).tolist() == [8] * 10
+    clip = data.datasets["test"][3]
+    assert clip["waveform"].shape == (RATE,)
+    assert 0.15 < clip["waveform"].abs().max() < 0.85
+    target = opened(SpokenKeywords(**settings, test_on="target"))
+    assert {name[0] for name in names(target, "test")} == {"w"}
+    both = opened(SpokenKeywords(**settings, with_target=True, labels=False))
+    assert {name[0] for name in names(both, "train")} == {"s", "w"}
+    assert "label" not in both.datasets["train"][0]
+    with pytest.raises(ValueError, match="with_target"):
+        SpokenKeywords(**settings, with_target=True)
+
+
+def test_spoken_words_can_be_told_apart_across_voices(tmp_path: Path) -> None:
+    """Mean spectra of a word, normalised by voice, are nearest to those of the same word more often than by chance."""
+    data = opened(keywords(tmp_path))
+    features = AudioFeatures(target_length=100)
+    made = {}
+    for split in ("train", "test"):
+        subset = data.subset(split)
+        batch = subset.batch(np.arange(len(subset)))
+        thirds = features(batch)["spectrogram"].unflatten(2, (16, 8)).mean(3)
+        loud = thirds.mean(2, keepdim=True)
+        weight = (loud - loud.amin(1, keepdim=True)).square()
+        described = torch.cat([(thirds * weight).sum(1) / weight.sum(1), (thirds * weight).std(1)], dim=1)
+        made[split] = (described, batch["label"])
+    (bank, classes), (query, truth) = made["train"], made["test"]
+    nearest = torch.cdist(query, bank).argmin(1)
+    assert (classes[nearest] == truth).float().mean() > 0.3  # by chance 0.1
+
+
+def test_interrupted_synthesis_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {**tiny_audio.spoken_keywords(tmp_path), "root": str(tmp_path)}
+    said: list[str] = []
+    speak = keyword_voices.say
+
+    def counted(word: str, *arguments: Any) -> np.ndarray:
+        said.append(word)
+        if len(said) == 31:
+            raise KeyboardInterrupt
+        return speak(word, *arguments)
+
+    monkeypatch.setattr(keyword_voices, "say", counted)
+    with pytest.raises(KeyboardInterrupt):
+        SpokenKeywords(**settings).prepare_data()
+    SpokenKeywords(**settings).prepare_data()
+    total = (8 + 2 + 4 + 4) * 10
+    assert len(said) == total + 1
+    data = opened(SpokenKeywords(**settings))
+    assert len(said) == total + 1
+    victim = data.subset("train").path(0)
+    original = victim.read_bytes()
+    victim.write_bytes(original[:-10])
+    with pytest.warns(UserWarning, match="damaged"):
+        SpokenKeywords(**settings).prepare_data()
+    assert victim.read_bytes() == original
+
+
+def test_missing_synthesisers_are_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    data = SpokenKeywords(root=str(tmp_path))
+    with pytest.raises(
+        SynthesiserError, match=r"espeak-ng and flite.*apt-get install espeak-ng flite.*synthesiser: formant"
+    ):
+        data.prepare_data()
+
+
+@pytest.mark.skipif(
+    not (shutil.which("espeak-ng") and shutil.which("flite")),
+    reason="needs the Debian packages espeak-ng and flite",
+)
+def test_real_synthesisers() -> None:
+    for voices in SYNTHESISERS["espeak"]:
+        voice = next(iter(voices.splits.values()))[0]
+        sound, rate = voices.say("yes", voice, np.random.default_rng(0))
+        again, _ = voices.say("yes", voice, np.random.default_rng(0))
+        other, _ = voices.say("no", voice, np.random.default_rng(0))
+        assert rate in (16_000, 22_050)
+        assert 0.2 < len(sound) / rate < 2.0
+        assert np.abs(sound).max() > 0.05
+        assert np.array_equal(sound, again)
+        assert len(other) != len(sound) or not np.array_equal(other, sound)
+        assert any(figure.isdigit() for figure in voices.version())
+    with pytest.raises(SynthesiserError, match=r"espeak-ng -v nobody .* failed: .+"):
+        SYNTHESISERS["espeak"][0]._run("-v", "nobody", "--stdout", "yes")
+
+
+def test_a_synthesiser_that_says_nothing() -> None:
+    for wrote in (b"", b"RIFF" + 40 * b"\0"):
+        with pytest.raises(SynthesiserError, match="wrote no sound"):
+            keyword_voices._samples(wrote)
+
+
+def test_all_words_are_spoken() -> None:
+    assert KEYWORDS == ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
