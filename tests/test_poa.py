@@ -62,7 +62,7 @@ def test_a_cycle_uses_every_copy_once_and_never_the_intact_network() -> None:
     assert [SizeCycle(copies)(i, "other") for i in range(15)] != first
     with pytest.raises(ValueError, match="no size but the intact one"):
         SizeCycle(size_copies([Size(16, 2)]))
-    with pytest.raises(ValueError, match="width_emphasis=0.5"):
+    with pytest.raises(ValueError, match=r"width_emphasis=0\.5"):
         size_copies(sizes, 0.5, 1.0)
 
 
@@ -176,11 +176,11 @@ def test_bad_runs() -> None:
     with pytest.raises(ValueError, match="KoLeo compares each image with its nearest neighbour and got 1"):
         toy_trainer(max_steps=1, limit_val_batches=0).fit(poa(), datamodule=data(batch_size=1))
     toy_trainer(max_steps=1, limit_val_batches=0).fit(poa(koleo_weight=0.0), datamodule=data(batch_size=1))
+    method = poa()
+    method.trainer = toy_trainer()
+    method.trainer.strategy.precision_plugin.precision = "16-mixed"  # type: ignore[misc]
+    method.configure_callbacks()
     with pytest.raises(MisconfigurationException, match="does not know the loss scale"):
-        method = poa()
-        method.trainer = toy_trainer()
-        method.trainer.strategy.precision_plugin.precision = "16-mixed"  # type: ignore[misc]
-        method.configure_callbacks()
         method.setup("fit")
 
 

@@ -98,10 +98,12 @@ class Worker:
 
     def __init__(self, name: str, command: Sequence[str], environment: dict[str, str] | None = None) -> None:
         self.name = name
-        self.errors = tempfile.TemporaryFile("w+")
+        self.folder = tempfile.TemporaryDirectory()  # libraries leave files where they run
+        self.errors = (Path(self.folder.name) / "errors").open("w+")
+        common = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", **(environment or {})},
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            cwd=self.folder.name, env={**os.environ, **common, **(environment or {})},
         )  # fmt: skip
 
     def turn(self, steps: int) -> dict[str, Any]:
@@ -128,6 +130,7 @@ class Worker:
         self.process.kill()
         self.process.communicate()
         self.errors.close()
+        self.folder.cleanup()
 
 
 def take_turns(

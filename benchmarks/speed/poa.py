@@ -238,9 +238,10 @@ def measure(options: dict[str, Any], arithmetic: Arithmetic, rounds: int, steps:
         record[name] = spread([turn["step"] / b for turn, b in zip(told["poa"], base, strict=True)])
     pairs = list(zip(told["poa"], told["dinov2"], strict=True))
     record["over dinov2"] = spread([poa["step"] / dinov2["step"] for poa, dinov2 in pairs])
-    record["arithmetic of the draws"] = statistics.mean(
-        arithmetic.ratio(Size(w, tuple(d) if isinstance(d, list) else d)) for turn in told["poa"] for w, d in turn["sizes"]
-    )  # fmt: skip
+    sizes = [
+        Size(w, tuple(d) if isinstance(d, list) else d) for turn in told["poa"] for w, d in turn["sizes"]
+    ]
+    record["arithmetic of the draws"] = statistics.mean(map(arithmetic.ratio, sizes))
     record["memory"] = {}
     for name in ("poa", "poa, one backward", "dinov2"):
         (turn,) = take_turns([worker(name, environment=STRICT_MALLOC)], 1, 2)[name]

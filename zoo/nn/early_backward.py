@@ -40,4 +40,8 @@ class _Carrier(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
-        return None, None, *torch._foreach_mul(gradients, outer[0])
+        scaled: list[Tensor] = []
+        while gradients:  # a few at a time, and these are let go: never all of them twice
+            scaled += torch._foreach_mul(gradients[:16], outer[0])
+            del gradients[:16]
+        return None, None, *scaled
