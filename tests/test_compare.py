@@ -61,14 +61,18 @@ def write_run(
     return path
 
 
-@pytest.fixture
-def three() -> str:
+def three_runs() -> str:
     """Three methods, three seeds: the first two cannot be told apart, the third is worse."""
     for seed, (a, b, c) in enumerate([(60.0, 59.9, 50.0), (62.0, 62.3, 52.0), (61.0, 60.5, 50.5)]):
         write_run(f"runs/fst/{seed}", "fst", (50.0, a, a - 1), seed)
         write_run(f"runs/st/{seed}", "self_training", (40.0, b, b - 1), seed)
         write_run(f"runs/so/{seed}", "source_only", (30.0, c, c - 1), seed)
     return "runs"
+
+
+@pytest.fixture
+def three() -> str:
+    return three_runs()
 
 
 # -- statistics ------------------------------------------------------------------------------------------

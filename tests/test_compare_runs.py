@@ -11,10 +11,16 @@ from typing import Any
 import pytest
 
 from tests.cli_toy import zoo_run
-from tests.test_compare import GTA, write_run
+from tests.test_compare import GTA, three_runs, write_run
 from zoo.__main__ import main
 from zoo.comparison.runs import find_runs, read_curve, wandb_filters
 from zoo.config_files import UsageError
+
+
+@pytest.fixture
+def three() -> str:
+    return three_runs()
+
 
 # -- where runs come from --------------------------------------------------------------------------------
 
