@@ -114,7 +114,8 @@ def dataset_facts(benchmark: Any) -> dict[str, Any]:
     """Which samples a run has read, without reading them all.
 
     Returns:
-        ``counts``: dataset → number of samples. ``splits``: ``<root argument>/<split>`` → number of files or
+        ``counts``: dataset → number of samples. ``validates_on_test``: whether the test samples validate; None where
+        it is not known. ``splits``: ``<root argument>/<split>`` → number of files or
         pairs, encoding of labels, and ``checksum``: SHA-256 of all names below the root and of the content of
         32 evenly spread files. It tells another selection, other labels or resized images; a single changed
         file among many it may miss.
@@ -123,6 +124,7 @@ def dataset_facts(benchmark: Any) -> dict[str, Any]:
     reports: dict[str, LayoutReport] = getattr(benchmark, "reports", {})
     return {
         "counts": {name: len(dataset) for name, dataset in datasets.items() if hasattr(dataset, "__len__")},
+        "validates_on_test": getattr(benchmark, "validates_on_test", None),
         "splits": {
             f"{argument}/{name}": {
                 "files": len(split.pairs),

@@ -183,6 +183,11 @@ class AudioDataModule(BenchmarkDataModule):
         below = len(report.root.parts)
         return report.root, ["/".join(pair.image.parts[below:]) for pair in report.splits[split].pairs]
 
+    @property
+    def validates_on_test(self) -> bool:
+        """Whether no clips were held out for validation."""
+        return self._official(self.val_split) == self.test_split
+
     # Splits.
 
     def clips(self, split: str) -> AudioClips:

@@ -151,6 +151,11 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
         """The splits a stage evaluates or predicts → whether their labels are read."""
         return {split: split != self.predict_split for split in self.eval_splits(stage).values()}
 
+    @property
+    def validates_on_test(self) -> bool:
+        """Whether what is validated on is what is tested on, so that a best step was chosen by its test score."""
+        return self.val_split == self.test_split
+
     # Loaders.
 
     @property

@@ -25,7 +25,7 @@ class IEMOCAP(AudioDataModule):
     with equal shares of the classes (SUPERB draws them without regard to classes).
 
     Args:
-        session: the session that is tested on, 1 to 5.
+        fold: the session that is tested on, 1 to 5.
         **common: see :class:`~datamodules.audio.AudioDataModule`.
 
     Raises:
@@ -48,15 +48,15 @@ class IEMOCAP(AudioDataModule):
     }
     default_val_fraction = 0.2
 
-    def __init__(self, session: int = 1, **common: Any) -> None:
+    def __init__(self, fold: int = 1, **common: Any) -> None:
         super().__init__(**common)
-        if not 1 <= session <= 5:
-            raise ValueError(f"session must lie in 1..5, got {session}.")
-        self.session = session
+        if not 1 <= fold <= 5:
+            raise ValueError(f"fold must lie in 1..5, got {fold}.")
+        self.fold = fold
 
     def tree_splits(self, split: str) -> dict[str, tuple[str, ...]]:
         """The tested session, or the others."""
-        sessions = [n for n in range(1, 6) if (n == self.session) == (split == "test")]
+        sessions = [n for n in range(1, 6) if (n == self.fold) == (split == "test")]
         return {"root": tuple(f"Session{n}" for n in sessions)}
 
     def read(self, split: str) -> AudioClips:

@@ -193,19 +193,19 @@ def test_pretraining_mixture(tmp_path: Path) -> None:
         AudioSetLibriSpeech(labels=True)
 
 
-@pytest.mark.parametrize("session", [1, 4])
-def test_iemocap_sessions(tmp_path: Path, session: int) -> None:
-    data = opened(IEMOCAP(**tiny_audio.iemocap(tmp_path), session=session))
-    assert all(name.startswith(f"Ses0{session}") for name in names(data, "test"))
+@pytest.mark.parametrize("fold", [1, 4])
+def test_iemocap_sessions(tmp_path: Path, fold: int) -> None:
+    data = opened(IEMOCAP(**tiny_audio.iemocap(tmp_path), fold=fold))
+    assert all(name.startswith(f"Ses0{fold}") for name in names(data, "test"))
     found = dict(zip([name[-3:] for name in names(data, "test")], labels(data, "test"), strict=True))
     # neu, exc, hap, ang, sad, neu; numbers 5 and 6, fru and xxx, are none of the four
     assert found == {"000": 0, "001": 1, "002": 1, "003": 2, "004": 3, "007": 0}
     train, val = names(data, "train"), names(data, "val")
     assert (len(train), len(val)) == (19, 5)
-    assert not {n for n in train + val if n.startswith(f"Ses0{session}")}
+    assert not {n for n in train + val if n.startswith(f"Ses0{fold}")}
     assert not set(train) & set(val)
-    with pytest.raises(ValueError, match=r"session must lie in 1\.\.5"):
-        IEMOCAP(session=6)
+    with pytest.raises(ValueError, match=r"fold must lie in 1\.\.5"):
+        IEMOCAP(fold=6)
 
 
 def test_iemocap_without_a_dialogue(tmp_path: Path) -> None:

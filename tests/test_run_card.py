@@ -95,7 +95,7 @@ def test_card_of_a_run_from_python(tmp_path: Path) -> None:
     assert found["config"]["model"]["class_path"] == "tests.toy.ToyMethod"
     assert found["config"]["model"]["init_args"]["dropout"] == 0.25
     assert found["config"]["trainer"]["max_steps"] == 2
-    assert found["data"] == {"counts": {}, "splits": {}}
+    assert found["data"] == {"counts": {}, "validates_on_test": None, "splits": {}}
 
 
 def test_nothing_is_written_where_no_folder_was_given() -> None:

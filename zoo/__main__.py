@@ -34,6 +34,7 @@ run
 
 compare
   zoo fit --config fst/embedded --seeds 0 1 2   one run a seed (and --backbones A B), finished ones are skipped
+  zoo fit --config audio_classifier/esc50 --folds 1 2 3 4 5   one run a fold, and the mean over folds
   zoo compare RUNS... [--diff A B] [--out DIR]  a table of runs, and which differences are real
   zoo sweep CONFIG [--vary KEY=VALUES ...]      print a W&B sweep
 
