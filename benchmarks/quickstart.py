@@ -65,7 +65,7 @@ def reload_and_test(result: Result, data: StreetShift) -> tuple[FST, float]:
 @torch.no_grad()
 def panel(fst: FST, source_only: SourceOnly, data: StreetShift, path: Path, rows: int = 4) -> None:
     """Image, truth, source-only, FST and the confidence of the teacher's pseudo-label."""
-    from callbacks.visualize import colorize
+    from callbacks.pictures import colorize
 
     batch = next(iter(data.test_dataloader()))
     image, truth = batch["image"][:rows].float() / 255, batch["label"][:rows]

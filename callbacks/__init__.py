@@ -11,12 +11,19 @@ from callbacks.probes import KNNProbe, LinearProbe
 from callbacks.pseudo_label import PseudoLabeler, TeacherPrediction
 from callbacks.run_card import RunCard
 from callbacks.snapshot_teacher import SnapshotTeacher
-from callbacks.visualize import PredictionPanel
+from callbacks.visualize import (
+    BatchPreview,
+    PositionPanel,
+    PredictionPanel,
+    ReconstructionPanel,
+    VolumePanel,
+)
 from callbacks.wandb_checkpoint import WandbCheckpoint
 from callbacks.write_predictions import WritePredictions
 from callbacks.write_volumes import WriteVolumes
 
 __all__ = [
+    "BatchPreview",
     "CollapseMonitor",
     "DenseProbe",
     "EMATeacher",
@@ -25,13 +32,16 @@ __all__ = [
     "KNNProbe",
     "LinearProbe",
     "OnlineLinearProbe",
+    "PositionPanel",
     "PredictionPanel",
     "PseudoLabeler",
     "RankMe",
+    "ReconstructionPanel",
     "ReduceOnPlateau",
     "RunCard",
     "SnapshotTeacher",
     "TeacherPrediction",
+    "VolumePanel",
     "WandbCheckpoint",
     "WritePredictions",
     "WriteVolumes",

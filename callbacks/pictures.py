@@ -17,6 +17,8 @@ from datamodules.labels import RGB
 FRAMES: tuple[RGB, ...] = (
     (230, 85, 13), (49, 130, 189), (49, 163, 84), (197, 27, 138), (217, 190, 20), (117, 107, 177),
 )  # fmt: skip
+ON_HEAT: RGB = (90, 220, 255)
+"""Frames over heat maps."""
 BLANK: RGB = (205, 205, 205)
 """Where there is no value."""
 
@@ -252,12 +254,13 @@ def overlap_map(
         filled[base[0] : base[3], base[1] : base[4]] = value
     picture = Image.fromarray(enlarged(heat(plane(filled[..., None], 2, 0), 0, 1), zoom))
     draw = ImageDraw.Draw(picture)
-    for base, value in zip(bases, values.tolist(), strict=True):
-        left, top, right, bottom = _rectangle(base, shape, zoom)
-        draw.rectangle((left, top, right, bottom), outline=(90, 90, 90))
+    frames = [_rectangle(base, shape, zoom) for base in bases]
+    for frame in frames:
+        draw.rectangle(frame, outline=(90, 90, 90))
+    draw.rectangle(_rectangle(crop, shape, zoom), outline=ON_HEAT, width=3)
+    for (left, top, right, bottom), value in zip(frames, values.tolist(), strict=True):
         ink = (0, 0, 0) if value > 0.6 else (255, 255, 255)
         draw.text(((left + right) / 2, (top + bottom) / 2), f"{value:.2f}", ink, font(12), anchor="mm")
-    draw.rectangle(_rectangle(crop, shape, zoom), outline=FRAMES[0], width=3)
     return np.asarray(picture)
 
 

@@ -26,7 +26,7 @@ from callbacks.pictures import (
     volume_rows,
     zoom_for,
 )
-from callbacks.sheet import Cell, sheet
+from callbacks.sheet import Cell, below, sheet
 
 Batch = Mapping[str, Any]
 WIDTH = 1000  # pixels, about
@@ -104,6 +104,9 @@ def _domains(batch: Batch, datamodule: Any, count: int) -> Image.Image:
         for title, (part, key, kind) in DOMAIN_COLUMNS.items()
         if key in batch.get(part, {})
     }
+    if not present:  # parts of volumes, each drawn as if it were alone
+        parts = [preview(part, datamodule, count) for part in batch.values() if isinstance(part, Mapping)]
+        return below(parts)
     maps = [values[:count] for values, kind in present.values() if kind == "label"]
     largest = max((int(m[m < 255].max()) + 1 for m in maps if bool((m < 255).any())), default=1)
     palette = palette_of(datamodule, largest)

@@ -86,6 +86,17 @@ def sheet(
     return canvas
 
 
+def below(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures under one another."""
+    width, height = max(p.width for p in pictures), sum(p.height for p in pictures)
+    canvas = Image.new("RGB", (width, height), "white")
+    top = 0
+    for picture in pictures:
+        canvas.paste(picture, (0, top))
+        top += picture.height
+    return canvas
+
+
 def _legend_lines(legend: Mapping[str, RGB], width: int) -> list[list[tuple[int, str, RGB]]]:
     """Entries with their left ends, broken into lines of at most ``width``."""
     lines: list[list[tuple[int, str, RGB]]] = []

@@ -99,6 +99,21 @@ def test_terms_have_masks_of_their_own_that_follow_the_step_alone() -> None:
     assert shared["generative"] is shared["discriminative"]
 
 
+def test_reconstructions_hold_predictions_where_patches_are_masked() -> None:
+    method, batch = ssast(shared_mask=True), spectrograms()
+    parts = method.reconstruct(batch)
+    original, masked, rebuilt = (parts[name] for name in ("original", "masked", "reconstructed"))
+    assert torch.equal(original, batch["spectrogram"].transpose(1, 2))
+    hidden = masked.isnan()
+    assert torch.equal(masked[~hidden], original[~hidden])
+    assert torch.equal(rebuilt[~hidden], original[~hidden])
+    masks = method.draw_masks(batch, "pictures", method.val_masking)
+    loss = method.losses({**batch, "masks": masks})["generative"]  # ten times the mean squared error
+    assert 10 * (rebuilt - original)[hidden].square().mean().item() == pytest.approx(loss.item(), rel=1e-5)
+    with pytest.raises(ValueError, match="task='discriminative' trains no reconstruction"):
+        ssast(task="discriminative").reconstruct(batch)
+
+
 def test_one_large_pass_is_the_two_passes() -> None:
     batch = ssast().prepared(spectrograms())
     joint = ssast().losses(dict(batch))

@@ -19,6 +19,24 @@ def patches_of(image: Tensor, patch: tuple[int, int], stride: tuple[int, int] | 
     return F.unfold(image, patch, stride=stride or patch).transpose(1, 2)
 
 
+def filled_in(image: Tensor, values: Tensor, mask: Tensor, patch: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """An image as it was seen, nan where patches were masked, and with predicted values there.
+
+    Args:
+        image: ``[B, C, H, W]``.
+        values: of the M masked patches of every item, ``[B, M, C * rows * columns]``, in the order of positions.
+        mask: which patches are masked, bool ``[B, N]``, M of every item.
+        patch: rows and columns of a patch, without overlap.
+    """
+    hidden = mask[..., None].expand(-1, -1, values.shape[-1])
+    patches = torch.zeros(hidden.shape, device=image.device).masked_scatter(hidden, values.float())
+    size = (image.shape[-2], image.shape[-1])
+    where, guess = (
+        F.fold(part.transpose(1, 2), size, patch, stride=patch) for part in (hidden.float(), patches)
+    )
+    return image.masked_fill(where > 0, torch.nan), guess.where(where > 0, image)
+
+
 def match_scores(prediction: Tensor, target: Tensor) -> Tensor:
     """Scores ``S[b, j, i]`` of target j against prediction i, their inner product, in float32.
 

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from callbacks import ReduceOnPlateau
 from zoo.method import Batch
 from zoo.methods.audio.base import AudioMethod
-from zoo.nn.masked_prediction import Axis, match_scores, matching_accuracy, matching_loss, patches_of
+from zoo.nn.masked_prediction import (
+    Axis,
+    filled_in,
+    match_scores,
+    matching_accuracy,
+    matching_loss,
+    patches_of,
+)
 from zoo.nn.masking import Masks
 from zoo.nn.masking_clusters import ClusterMasking, UniformMasking
 from zoo.optim import Optim
@@ -221,6 +228,25 @@ class SSAST(AudioMethod):
         joined = join_masks([masks[term] for term in self.terms], len(image))
         tokens = self.student(image.repeat(len(self.terms), 1, 1, 1), joined)
         return dict(zip(self.terms, tokens.chunk(len(self.terms)), strict=True))
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch) -> dict[str, Tensor]:
+        """What the generative head makes of masked patches, for pictures; the masks are those of validation.
+
+        Returns:
+            ``original``, ``masked`` (nan where patches are) and ``reconstructed`` (predictions there), each
+            ``[B, mels, T]``.
+
+        Raises:
+            ValueError: the task has no generative term, so nobody trained that head.
+        """
+        if "generative" not in self.terms:
+            raise ValueError(f"task={self.task!r} trains no reconstruction: use joint or generative")
+        image = self.image(batch)
+        masks = self.draw_masks(batch, "pictures", self.val_masking)["generative"]
+        values = self.student.reconstruction(self.student(image, masks))
+        seen, rebuilt = filled_in(image, values, masks.mask, self.student.backbone.patch)
+        return {"original": image[:, 0], "masked": seen[:, 0], "reconstructed": rebuilt[:, 0]}
 
     # -- evaluation -------------------------------------------------------------------------------------
 

@@ -117,17 +117,18 @@ class VolumeSegmenter(Method):
             )
         self.class_names = list(benchmark.classes)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score one batch of whole volumes."""
-        self._score(self.val_scores, batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
+        """Score one batch of whole volumes and return its label maps, for pictures."""
+        return self._score(self.val_scores, batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score one batch of whole volumes."""
-        self._score(self.test_scores, batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> Batch:
+        """Score one batch of whole volumes and return its label maps."""
+        return self._score(self.test_scores, batch)
 
-    def _score(self, scores: VolumeScores, batch: Batch) -> None:
+    def _score(self, scores: VolumeScores, batch: Batch) -> Batch:
         prediction, label = self(batch["volume"]).argmax(1), batch["label"]
         scores.update(prediction.to(label.device), label, batch.get("spacing"))
+        return {"label": prediction}
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of all volumes."""
