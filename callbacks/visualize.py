@@ -108,7 +108,7 @@ class PredictionPanel(Callback):
         classes = getattr(benchmark, "classes", ())
         heading = f"Validation after {trainer.global_step} steps"
         panel = segmentation_sheet(self._rows, benchmark.palette, classes, heading)
-        publish(trainer, output_folder(trainer, self.folder, "pictures"), "val", panel, wandb=False)
+        publish(trainer, output_folder(trainer, self.folder, "pictures"), "val/panel", panel, wandb=False)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 pictures = [row["image"].clamp(0, 1) for row in self._rows]

@@ -100,7 +100,7 @@ def read_folder(folder: Path) -> Run:
         folder.as_posix(),
         card,
         lambda metric: read_curve(folder, metric),
-        tuple(sorted((folder / "pictures").glob("*.png"))),
+        tuple(sorted((folder / "pictures").glob("val-*.png"))),
         read_scores(folder / SCORES),
     )
 
