@@ -1,9 +1,11 @@
 """Lightning callbacks: when teachers move and when pseudo-labels are made."""
 
+from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.collapse import CollapseMonitor, RankMe
 from callbacks.dense_probe import DenseProbe
 from callbacks.ema_teacher import EMATeacher
 from callbacks.epoch_average import EpochAverage
+from callbacks.exact_resume import ExactResume
 from callbacks.future_teacher import FutureTeacher
 from callbacks.online_probe import OnlineLinearProbe
 from callbacks.plateau import ReduceOnPlateau
@@ -23,11 +25,13 @@ from callbacks.write_predictions import WritePredictions
 from callbacks.write_volumes import WriteVolumes
 
 __all__ = [
+    "AtomicCheckpointIO",
     "BatchPreview",
     "CollapseMonitor",
     "DenseProbe",
     "EMATeacher",
     "EpochAverage",
+    "ExactResume",
     "FutureTeacher",
     "KNNProbe",
     "LinearProbe",

@@ -53,14 +53,16 @@ class OnlineLinearProbe(Probe):
 
     def state_dict(self) -> dict[str, Any]:
         """Layer and optimiser."""
+        counted = super().state_dict()
         if self._layer is None or self._optimizer is None:
-            return self._stored or {}
-        return {"layer": self._layer.state_dict(), "optimizer": self._optimizer.state_dict()}
+            return {**(self._stored or {}), **counted}
+        return {"layer": self._layer.state_dict(), "optimizer": self._optimizer.state_dict(), **counted}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what was stored until the layer is built."""
+        super().load_state_dict(state_dict)
         self._layer = self._optimizer = None
-        self._stored = state_dict
+        self._stored = {key: value for key, value in state_dict.items() if key != "validations"}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

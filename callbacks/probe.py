@@ -37,7 +37,7 @@ class Probe(Callback):
     Subclasses implement :meth:`begin`, :meth:`see` and :meth:`end`.
 
     Args:
-        every: run with every such validation, counted from where this process starts or resumes.
+        every: run with every such validation.
 
     Raises:
         ValueError: ``every`` is below 1.
@@ -49,6 +49,20 @@ class Probe(Callback):
         self.every = every
         self._validations = 0
         self._runs = False
+
+    @property
+    def state_key(self) -> str:
+        """Two probes of one class are told apart by their settings."""
+        settings = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        return self._generate_state_key(**settings)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many validations there were: a resumed run measures at the same steps."""
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._validations = state_dict.get("validations", 0)
 
     def begin(self, trainer: L.Trainer, method: Method) -> None:
         """Prepare for the evaluation images."""

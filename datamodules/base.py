@@ -18,7 +18,7 @@ from datamodules.batches import Domain, collate, split_future, to_float
 from datamodules.labels import IGNORE_INDEX, RGB
 from datamodules.layout import Layout, LayoutError, LayoutReport, Pair, inspect_root, require
 from datamodules.readers import drop_broken
-from datamodules.sampling import StridedSampler
+from datamodules.sampling import ResumableLoader, StridedSampler
 
 
 class BenchmarkDataModule(L.LightningDataModule, ABC):
@@ -201,7 +201,7 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _loader(self, dataset: Dataset[Any], batch_size: int, sampler: StridedSampler) -> DataLoader[Any]:
-        return DataLoader(
+        return ResumableLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,

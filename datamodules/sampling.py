@@ -8,12 +8,13 @@ continued at any draw.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from torch.utils.data import Dataset
+import torch
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from datamodules.readers import SegmentationDataset
@@ -179,15 +180,42 @@ class StridedSampler(DistributedSampler[int]):
         rank: this process.
         ranks: number of processes.
         endless: continue with new positions in the next epoch, instead of the same ones.
+
+    Attributes:
+        skip: how many of this rank's positions the next pass leaves out at its beginning.
     """
 
     def __init__(self, size: int, rank: int = 0, ranks: int = 1, endless: bool = False) -> None:
         super().__init__(range(size), num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
         self._size, self._endless = size, endless
+        self.skip = 0
 
     def __iter__(self) -> Iterator[int]:
         start = self.epoch * self._size if self._endless else 0
-        return iter(range(start + self.rank, start + self._size, self.num_replicas))
+        return iter(range(start + self.rank, start + self._size, self.num_replicas)[self.skip :])
 
     def __len__(self) -> int:
         return len(range(self.rank, self._size, self.num_replicas))
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A loader over a :class:`StridedSampler` that begins a pass where the run stands, not always at its start.
+
+    Takes the arguments of ``DataLoader``. Workers read ahead, and Lightning makes the iterator of a resumed run
+    before it tells the sampler the epoch; so the pass begins, and :attr:`position` is asked, when its first batch
+    is. Global random numbers are left alone: ``DataLoader`` takes one for every pass, which a resumed run, that
+    begins another number of passes, could not match.
+
+    Attributes:
+        position: number of batches of the epoch that the run has seen; :class:`callbacks.ExactResume` sets it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "generator": kwargs.get("generator") or torch.Generator()})
+        self.position: Callable[[], int] = int  # 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if isinstance(self.sampler, StridedSampler):
+            # Where loaders of unequal length run side by side, the shorter ones start again within an epoch.
+            self.sampler.skip = self.position() % max(1, len(self)) * (self.batch_size or 1)
+        yield from super().__iter__()

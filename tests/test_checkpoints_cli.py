@@ -279,7 +279,7 @@ def test_named_checkpoints_are_checked_as_paths_are(capsys: pytest.CaptureFixtur
     assert "was refused: to read it, Python would have to run" in capsys.readouterr().err
     assert not Path("executed").exists()
     for number in (1, 10, 9):
-        torch.save({"hyper_parameters": {}}, f"run/hpc_ckpt_{number}.ckpt")
+        torch.save({"callbacks": {}, "global_step": number}, f"run/hpc_ckpt_{number}.ckpt")
     assert Trained("hpc", "run", resumes=True).path == "run/hpc_ckpt_10.ckpt"
 
 

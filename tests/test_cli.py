@@ -110,7 +110,6 @@ def test_typed_option_wins_over_the_checkpoint_and_is_told(capsys: pytest.Captur
     assert (resumed["decay"], resumed["backbone"]) == (0.5, "wide")
     assert notes(capsys) == [
         "model.decay is 0.5 as you asked; the checkpoint was trained with 0.25",
-        "the checkpoint holds no random state: the resumed run draws other samples than an unbroken one",
     ]
 
 

@@ -1,4 +1,4 @@
-"""What every registered method must do: fit, stop and resume, come back from its file, test and predict."""
+"""What every registered method must do: fit, resume bit for bit, come back from its file, test and predict."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.resuming import straight_and_resumed
 from tests.test_configs import QUIET, miniature
 from zoo.__main__ import main
 from zoo.cards import MethodCard
 from zoo.registry import get_method, list_methods, method_card
 
-EVERY = [
-    "--trainer.val_check_interval",
-    "2",
-    "--trainer.num_sanity_val_steps",
-    "0",
-    "--trainer.log_every_n_steps",
-    "1",
+#: Saved after every step, so that the run can be resumed from the first, within its epoch.
+THREE_STEPS = [
+    *(
+        "--trainer.max_steps",
+        "3",
+        "--trainer.val_check_interval",
+        "1",
+        "--trainer.check_val_every_n_epoch",
+        "1",
+    ),
+    *("--trainer.num_sanity_val_steps", "0", "--trainer.log_every_n_steps", "1"),
 ]
 
 
@@ -45,46 +50,31 @@ def method_card_of(method: Any) -> MethodCard:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_methods())
-def test_life_of_a_method(name: str, tmp_path: Path) -> None:
+def test_life_of_a_method(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = method_card(name).configs[0]
     base = ["--config", config, *miniature(config, tmp_path), *QUIET]
     run = tmp_path / "run"
-    assert main(["fit", *base, *EVERY, "--trainer.max_steps", "3", "--run_dir", str(run)]) == 0
-    last = run / "checkpoints" / "last.ckpt"
-    state = torch.load(last, weights_only=True)["state_dict"]
+
+    # stopped and resumed, it ends where it does without a stop, bit for bit
+    stopped, last = straight_and_resumed(["fit", *base, *THREE_STEPS], run, 1, monkeypatch)
+    assert stopped["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] is False
+    before, state = stopped["state_dict"], last["state_dict"]
+    if "teacher.step" in state:
+        assert state["teacher.step"] > before["teacher.step"]
+    assert [k for k in state if k.startswith("student.") and not torch.equal(state[k], before[k])]
 
     # comes back bit for bit, without the callbacks that trained it
-    method = get_method(name).load_from_checkpoint(last, map_location="cpu")
+    path = run / "checkpoints" / "last.ckpt"
+    method = get_method(name).load_from_checkpoint(path, map_location="cpu")
     for key, tensor in method.state_dict().items():
         assert torch.equal(tensor, state[key]), key
     example, shape = one_example(method)
     first = torch.as_tensor(method.predict(example))
     assert shape is None or first.shape == shape
-    again = get_method(name).load_from_checkpoint(last, map_location="cpu").predict(example)
+    again = get_method(name).load_from_checkpoint(path, map_location="cpu").predict(example)
     assert torch.equal(first, torch.as_tensor(again))
 
-    # goes on where it stopped
-    resume = [
-        *base,
-        *EVERY,
-        "--trainer.max_steps",
-        "5",
-        "--run_dir",
-        str(tmp_path / "on"),
-        "--ckpt_path",
-        str(last),
-    ]
-    assert main(["fit", *resume]) == 0
-    resumed = torch.load(tmp_path / "on" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert resumed["global_step"] == 5
-    if "teacher.step" in state:
-        assert resumed["state_dict"]["teacher.step"] > state["teacher.step"] > 0
-    moved = [
-        k for k in state if k.startswith("student.") and not torch.equal(state[k], resumed["state_dict"][k])
-    ]
-    assert moved
-
     for verb in ("validate", "test", "predict"):
-        assert main([verb, *base, "--ckpt_path", str(last), "--run_dir", str(tmp_path / verb)]) == 0
+        assert main([verb, *base, "--ckpt_path", str(path), "--run_dir", str(tmp_path / verb)]) == 0
     if method.monitor is not None:
         assert method.monitor.replace("val/", "test/") in (tmp_path / "test" / "metrics.csv").read_text()

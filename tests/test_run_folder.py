@@ -132,7 +132,7 @@ def test_two_processes_share_one_folder() -> None:
 
 def test_checkpoint_without_a_monitor_keeps_the_last(tmp_path: Path) -> None:
     assert [type(c) for c in run_folder.run_checkpoints(tmp_path, None, "max")] == [run_folder.LastCheckpoint]
-    _, best = run_folder.run_checkpoints(tmp_path, "val/loss", "min")
+    best, _ = run_folder.run_checkpoints(tmp_path, "val/loss", "min")
     assert isinstance(best, ModelCheckpoint)
     assert (best.monitor, best.mode, best.filename) == ("val/loss", "min", "best")
 

@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from callbacks import RunCard, WandbCheckpoint
+from callbacks import ExactResume, RunCard, WandbCheckpoint
 from datamodules.base import BenchmarkDataModule
 from zoo import notices, registry
 from zoo.cards import Card
@@ -202,6 +202,8 @@ class ZooCLI(LightningCLI):
             seed = None if run.seed_everything is False else run.seed_everything
             callbacks.append(RunCard(str(folder), plain, method, benchmark, seed))
         if self.verb == "fit" and config.enable_checkpointing is not False:
+            if not any(isinstance(callback, ExactResume) for callback in configured):
+                callbacks.append(ExactResume())
             if any(isinstance(callback, Checkpoint) for callback in configured):
                 notices.tell(["your checkpoint callback takes the place of best.ckpt and last.ckpt"])
             else:

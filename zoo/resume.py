@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -39,15 +40,21 @@ class Trained:
 
     Attributes:
         path: the file that is meant; ``None`` to start from the beginning.
+        passed_over: damaged files that were found on the way to it, with what is wrong.
 
     Raises:
         UsageError: there is no such file, or it is no checkpoint that can be loaded safely.
     """
 
     def __init__(self, ckpt_path: str | None, run_dir: str | None = None, resumes: bool = False) -> None:
-        self.path = _named(ckpt_path, run_dir, resumes) if ckpt_path in NAMES else ckpt_path or None
+        self.passed_over: list[str] = []
+        self.checkpoint: dict[str, Any] = {}
+        self.path = ckpt_path or None
+        if ckpt_path in NAMES:
+            self.path, self.checkpoint = self._named(ckpt_path, run_dir, resumes)
+        elif self.path and not Path(self.path).is_dir():
+            self.checkpoint = _whole(self.path)
         self.waits = None if self.path else ckpt_path
-        self.checkpoint = _read(self.path)
         self.options: dict[str, Any] = dict(self.checkpoint.get("hyper_parameters", {}))
         self.options.pop("_instantiator", None)
         self.class_path: str | None = self.options.pop("_class_path", None)
@@ -75,7 +82,7 @@ class Trained:
                 "leave the model to the checkpoint, choose another checkpoint, or start a run of its own from the "
                 "checkpoint's weights with --model.init_from"
             )
-        notes = []
+        notes = [f"{damaged}: passed over for {self.path}" for damaged in self.passed_over]
         for key, (before, now) in differences(self.options, model.get("init_args", {})).items():
             if key in STARTS:
                 notes += self._start(key, before, now, resumes)
@@ -94,6 +101,11 @@ class Trained:
             notes.append(
                 "the checkpoint holds no random state: the resumed run draws other samples than an unbroken one"
             )
+        if resumes and (pending := max((s.get("pending", 0) for s in self._callback_states()), default=0)):
+            notes.append(
+                f"the checkpoint was written {pending} micro-batches into an optimiser step, whose gradient it does "
+                "not hold: the resumed run differs from an unbroken one"
+            )
         return notes
 
     @staticmethod
@@ -110,7 +122,59 @@ class Trained:
 
     def holds_random_state(self) -> bool:
         """Lightning stores none; a callback that does so keeps it under ``rng_state``."""
-        return any("rng_state" in state for state in self.checkpoint.get("callbacks", {}).values())
+        return any("rng_state" in state for state in self._callback_states())
+
+    def _callback_states(self) -> list[Mapping[str, Any]]:
+        return list(self.checkpoint.get("callbacks", {}).values())
+
+    def _named(self, name: str, run_dir: str | None, resumes: bool) -> tuple[str | None, dict[str, Any]]:
+        """The file that ``best``, ``last`` or ``hpc`` stands for; ``None`` where a run has no last one yet.
+
+        Lightning would look for it when the run starts, unchecked, and train from the beginning if it finds none.
+        """
+        if not run_dir:
+            raise UsageError(
+                f"--ckpt_path {name} is the {name} checkpoint of a run folder: add --run_dir, or name the file itself"
+            )
+        run = Path(run_dir)
+        named = {
+            "best": [run / "checkpoints" / "best.ckpt"],
+            "last": [*run.glob("checkpoints/*.ckpt"), *run.glob("hpc_ckpt_*.ckpt")],
+            "hpc": [
+                *run.glob("hpc_ckpt_*.ckpt")
+            ],  # written by Lightning when a cluster is about to end the job
+        }
+        files = [path for path in named[name] if path.is_file()]
+        if (newest := self._newest(files)) is not None:
+            return newest
+        if self.passed_over:
+            raise UsageError(
+                f"--ckpt_path {name}: none of the run's checkpoints can be used. {'; '.join(self.passed_over)}. Start "
+                "from the beginning without --ckpt_path"
+            )
+        if resumes and name == "last":
+            return None, {}
+        missing = {"best": "checkpoints/best.ckpt", "last": "checkpoints/last.ckpt", "hpc": "hpc_ckpt_1.ckpt"}
+        raise UsageError(f"--ckpt_path {name}: the run has no {run / missing[name]}")
+
+    def _newest(self, files: Iterable[Path]) -> tuple[str, dict[str, Any]] | None:
+        """The undamaged file of most steps, of the latest where several are equal; damaged ones are remembered."""
+        steps: list[tuple[int, float, str]] = []
+        for path in map(str, files):
+            with self._remembering():
+                steps.append((_read(path).get("global_step", 0), Path(path).stat().st_mtime, path))
+        for _, _, path in sorted(steps, reverse=True):
+            with self._remembering():
+                return path, _whole(path)
+        return None
+
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        """Remember what is wrong with a file, and go on."""
+        try:
+            yield
+        except UsageError as error:
+            self.passed_over.append(str(error).removeprefix("--ckpt_path "))
 
 
 def differences(trained: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -125,35 +189,22 @@ def differences(trained: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[st
     return dict(sorted(found.items()))
 
 
-def _named(name: str, run_dir: str | None, resumes: bool) -> str | None:
-    """The file that ``best``, ``last`` or ``hpc`` stands for; ``None`` where a run has no last one yet.
-
-    Lightning would look for it when the run starts, unchecked, and train from the beginning if it finds none.
-    """
-    if not run_dir:
-        raise UsageError(
-            f"--ckpt_path {name} is the {name} checkpoint of a run folder: add --run_dir, or name the file itself"
-        )
-    if name == "hpc":  # written by Lightning when a cluster is about to end the job
-        saved = Path(run_dir).glob("hpc_ckpt_*.ckpt")
-        numbered = {
-            int(number[1]): path for path in saved if (number := re.search(r"_(\d+)\.ckpt$", path.name))
-        }
-        path = numbered[max(numbered)] if numbered else Path(run_dir, "hpc_ckpt_1.ckpt")
-    else:
-        path = Path(run_dir, "checkpoints", f"{name}.ckpt")
-    if path.is_file():
-        return str(path)
-    if resumes and name == "last":
-        return None
-    raise UsageError(f"--ckpt_path {name}: the run has no {path}")
+def _whole(path: str) -> dict[str, Any]:
+    """Read a checkpoint after comparing its content with its checksums: torch does not when it maps a file."""
+    if zipfile.is_zipfile(path):  # reading what is none will tell
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise UsageError(
+                    f"--ckpt_path {path} is damaged ({damaged} in it does not have the checksum it was written "
+                    "with): use another checkpoint of the run"
+                )
+    return _read(path)
 
 
-def _read(path: str | None) -> dict[str, Any]:
-    if not path or Path(path).is_dir():
-        return {}
+def _read(path: str) -> dict[str, Any]:
+    """Read a checkpoint, of which tensors stay on disk."""
     try:
-        checkpoint = read_plain(path)  # tensors stay on disk
+        checkpoint = read_plain(path)
     except CheckpointError as error:
         raise UsageError(
             f"--ckpt_path {path} is not a Lightning checkpoint that can be read: {error}"

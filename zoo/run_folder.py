@@ -143,24 +143,34 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path) -> None:
         self.path = str(folder.absolute() / "last.ckpt")
+        self._waits = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Agree on the path: sharded strategies write from every process."""
         self.path = trainer.strategy.broadcast(self.path)
+        self._waits = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save what was just evaluated."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            trainer.save_checkpoint(self.path, weights_only=False)
+            self._waits = trainer.fit_loop._should_accumulate()
+            if not self._waits:
+                self._save(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save the last step, and the last of an epoch that ends without validation."""
+        """Save the last step, the last of an epoch that ends without validation, and what waited."""
         stops = trainer.should_stop or trainer.global_step == trainer.max_steps
         last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
-        if stops or (trainer.is_last_batch and (last_epoch or not trainer.enable_validation)):
-            trainer.save_checkpoint(self.path, weights_only=False)
+        ends = trainer.is_last_batch and (last_epoch or not trainer.enable_validation)
+        waited = self._waits and not trainer.fit_loop._should_accumulate()
+        if stops or ends or waited:
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path, weights_only=False)
+        self._waits = False
 
 
 def run_checkpoints(folder: Path, monitor: str | None, mode: str) -> list[Callback]:
@@ -176,7 +186,7 @@ def run_checkpoints(folder: Path, monitor: str | None, mode: str) -> list[Callba
         enable_version_counter=False,
         save_on_train_epoch_end=False,
     )
-    return [LastCheckpoint(checkpoints), best]
+    return [best, LastCheckpoint(checkpoints)]  # the last one knows what was the best up to it
 
 
 class RunRecorder(SaveConfigCallback):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
@@ -56,3 +58,19 @@ def this_rank() -> int:
 def rank_count() -> int:
     """Number of processes that train together; 1 where this one is alone."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The ``value`` of every rank, in their order; anything that can be pickled."""
+    if rank_count() == 1:
+        return [value]
+    values: list[Any] = [None] * rank_count()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast_buffers(module: nn.Module) -> None:
+    """Give all ranks the buffers of rank 0, in place."""
+    if rank_count() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
