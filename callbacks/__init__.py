@@ -7,6 +7,7 @@ from callbacks.ema_teacher import EMATeacher
 from callbacks.epoch_average import EpochAverage
 from callbacks.exact_resume import ExactResume
 from callbacks.future_teacher import FutureTeacher
+from callbacks.mesa import Mesa
 from callbacks.online_probe import OnlineLinearProbe
 from callbacks.plateau import ReduceOnPlateau
 from callbacks.probes import KNNProbe, LinearProbe
@@ -35,6 +36,7 @@ __all__ = [
     "FutureTeacher",
     "KNNProbe",
     "LinearProbe",
+    "Mesa",
     "OnlineLinearProbe",
     "PositionPanel",
     "PredictionPanel",

@@ -152,7 +152,7 @@ class ElasticAttention(nn.Module):
 
     def __init__(self, dim: int, head_dim: int) -> None:
         super().__init__()
-        self.head_dim = head_dim
+        self.head_dim, self.num_heads = head_dim, dim // head_dim
         self.qkv_by_head = ElasticLinear(dim, 3 * dim)
         self.proj = ElasticLinear(dim, dim)
 
