@@ -21,6 +21,8 @@ _LANGUAGES: Final = {
     "it": ("it_IT_m_Carlo", 589),
     "ru": ("ru_RU_f_IvrvoiceRU", 566),
 }
+#: Published as a file of no bytes.
+_EMPTY: Final = "ru_RU_f_IvrvoiceRU/is.gsm"
 _PACKAGES: Final = "asterisk-core-sounds-{en,es,fr,it,ru}-gsm"
 
 
@@ -42,9 +44,10 @@ _LAYOUT: Final = Layout(
 
 
 class TelephonePrompts(AudioDataModule):
-    """2,781 prompts, 131 minutes: real speech to pre-train on. The language, which is the speaker, is the class.
+    """2,780 prompts, 131 minutes: real speech to pre-train on. The language, which is the speaker, is the class.
 
-    Recorded at 8 kHz, so resampled clips are empty above 4 kHz. Needs soundfile (extra ``audio``).
+    Recorded at 8 kHz, so resampled clips are empty above 4 kHz. One more file, of the Russian package, is published
+    without content and left out. Needs soundfile (extra ``audio``).
 
     Args:
         root: folder of the languages' folders, or the one packages were extracted to; None looks where they are
@@ -91,5 +94,7 @@ class TelephonePrompts(AudioDataModule):
         clips: list[Listed] = []
         for language in self.languages:
             root, files = self.files(language)
-            clips += [Listed(file, (language,)) for file in files]
+            clips += [
+                Listed(file, (language,)) for file in files if file != _EMPTY or (root / file).stat().st_size
+            ]
         return listed_clips(root, clips, numbered(self.languages), root)

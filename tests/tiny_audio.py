@@ -265,6 +265,7 @@ def telephone_tree(root: Path) -> Path:
             name = f"digits/{number}" if number % 2 else f"vm-{number}"
             _write_gsm(root / folder / f"{name}.gsm", tone(pitch(label, number), 0.5, 8000))
         _write_gsm(root / folder / "silence" / "1.gsm", np.zeros((8000, 1)))
+    (root / folders[-1] / "is.gsm").touch()  # as it is published
     return root
 
 

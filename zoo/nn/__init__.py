@@ -37,7 +37,7 @@ from zoo.nn.losses import (
     ohem_cross_entropy,
     pixel_cross_entropy,
 )
-from zoo.nn.masked_prediction import match_scores, matching_accuracy, matching_loss, patches_of
+from zoo.nn.masked_prediction import image_of, match_scores, matching_accuracy, matching_loss, patches_of
 from zoo.nn.masking import BlockMasking, Masks
 from zoo.nn.masking_clusters import ClusterMasking, UniformMasking, masks_at
 from zoo.nn.mixing import ClassMix, CutMix, CutOut, NoMix, UnlabelledClassMix
@@ -123,6 +123,7 @@ __all__ = [
     "entropy_filtered_cross_entropy",
     "feature_distance",
     "gaussian_blur",
+    "image_of",
     "koleo_loss",
     "label_of_cells",
     "masked_patch_loss",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,30 +12,44 @@ from torch import Tensor
 Axis = Literal["predictions", "targets"]
 
 
-def patches_of(image: Tensor, patch: tuple[int, int], stride: tuple[int, int] | None = None) -> Tensor:
-    """Raw values of every patch, ``[B, N, C * rows * columns]`` of ``[B, C, H, W]``: channels, rows, then columns.
+def patches_of(image: Tensor, patch: Sequence[int], stride: Sequence[int] | None = None) -> Tensor:
+    """Raw values of every patch, ``[B, N, C * values]`` of ``[B, C, *sides]``: channels, then the patch's axes.
 
-    Patches are counted row-major, as token backbones count them; what no whole patch covers is left out.
+    For any number of axes: sequences, images, spectrograms, volumes. Patches are counted with the last axis
+    fastest, as token backbones count them; what no whole patch covers is left out.
     """
-    return F.unfold(image, patch, stride=stride or patch).transpose(1, 2)
+    for axis, (size, step) in enumerate(zip(patch, stride or patch, strict=True)):
+        image = image.unfold(2 + axis, size, step)
+    return image.flatten(2, 1 + len(patch)).transpose(1, 2).flatten(2)
 
 
-def filled_in(image: Tensor, values: Tensor, mask: Tensor, patch: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """An image as it was seen, nan where patches were masked, and with predicted values there.
+def image_of(patches: Tensor, patch: Sequence[int], grid: Sequence[int]) -> Tensor:
+    """``[B, C, *sides]`` of patches that do not overlap, ``[B, N, C * values]``: the inverse of :func:`patches_of`."""
+    axes = len(grid)
+    laid_out = patches.unflatten(1, grid).unflatten(-1, (-1, *patch))
+    beside = [place for axis in range(axes) for place in (1 + axis, 2 + axes + axis)]
+    sides = [rows * size for rows, size in zip(grid, patch, strict=True)]
+    return laid_out.permute(0, 1 + axes, *beside).reshape(len(patches), -1, *sides)
+
+
+def filled_in(image: Tensor, values: Tensor, mask: Tensor, patch: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """An input as it was seen, nan where patches were masked, and with predicted values there.
 
     Args:
-        image: ``[B, C, H, W]``.
-        values: of the M masked patches of every item, ``[B, M, C * rows * columns]``, in the order of positions.
+        image: ``[B, C, *sides]``, any number of axes.
+        values: of the M masked patches of every item, ``[B, M, C * values]``, in the order of positions.
         mask: which patches are masked, bool ``[B, N]``, M of every item.
-        patch: rows and columns of a patch, without overlap.
+        patch: size of a patch along every axis, without overlap.
     """
-    hidden = mask[..., None].expand(-1, -1, values.shape[-1])
-    patches = torch.zeros(hidden.shape, device=image.device).masked_scatter(hidden, values.float())
-    size = (image.shape[-2], image.shape[-1])
-    where, guess = (
-        F.fold(part.transpose(1, 2), size, patch, stride=patch) for part in (hidden.float(), patches)
-    )
-    return image.masked_fill(where > 0, torch.nan), guess.where(where > 0, image)
+    patches = patches_of(image, patch)
+    hidden = mask[..., None].expand_as(patches)
+    guess = patches.masked_scatter(hidden, values.to(patches.dtype))
+    grid = [side // size for side, size in zip(image.shape[2:], patch, strict=True)]
+    inside: tuple[Any, ...] = (..., *(slice(count * size) for count, size in zip(grid, patch, strict=True)))
+    seen, filled = image.clone(), image.clone()  # what no whole patch covers stays
+    seen[inside] = image_of(patches.masked_fill(hidden, torch.nan), patch, grid)
+    filled[inside] = image_of(guess, patch, grid)
+    return seen, filled
 
 
 def match_scores(prediction: Tensor, target: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ waits for nothing. Generators take a ``random.Random`` and draw nothing else.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from random import Random
 from typing import NamedTuple
@@ -33,6 +34,16 @@ class Masks(NamedTuple):
         """Positions and weights of a mask on the host."""
         weight = mask / mask.sum(1, keepdim=True).clamp(min=1)
         return cls(mask, mask.flatten().nonzero().flatten(), weight[mask])
+
+    @classmethod
+    def joined(cls, masks: Sequence[Masks]) -> Masks:
+        """Masks of several passes over the same views, as those of one batch: all views of the first, then the next."""
+        views, tokens = masks[0].mask.shape
+        return cls(
+            torch.cat([m.mask for m in masks]),
+            torch.cat([m.positions + i * views * tokens for i, m in enumerate(masks)]),
+            torch.cat([m.weight for m in masks]),
+        )
 
     def to(self, device: torch.device) -> Masks:
         """The same on a device, without waiting for it."""

@@ -225,7 +225,7 @@ class SSAST(AudioMethod):
         """Tokens ``[B, M, D]`` of the masked patches of every term; separately masked terms are one large batch."""
         if self.shared_mask or len(self.terms) == 1:
             return dict.fromkeys(self.terms, self.student(image, masks[self.terms[0]]))
-        joined = join_masks([masks[term] for term in self.terms], len(image))
+        joined = Masks.joined([masks[term] for term in self.terms])
         tokens = self.student(image.repeat(len(self.terms), 1, 1, 1), joined)
         return dict(zip(self.terms, tokens.chunk(len(self.terms)), strict=True))
 
@@ -267,13 +267,3 @@ class SSAST(AudioMethod):
         if "masked_accuracy" in batch:
             values[f"{stage}/masked_accuracy"] = batch["masked_accuracy"]
         self.log_dict(values, batch_size=len(batch["spectrogram"]), sync_dist=True)
-
-
-def join_masks(masks: list[Masks], items: int) -> Masks:
-    """Masks of several passes over the same ``items`` items, as those of one batch."""
-    tokens = masks[0].mask.shape[1]
-    return Masks(
-        torch.cat([m.mask for m in masks]),
-        torch.cat([m.positions + i * items * tokens for i, m in enumerate(masks)]),
-        torch.cat([m.weight for m in masks]),
-    )
