@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ class FoldMethod(CLIMethod):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         score = CURVES[self.trainer.datamodule.fold][self.global_step // 2]
-        self.log_dict({"val/score": score, "val/step": float(self.global_step)}, batch_size=1)
+        step, endless = float(self.global_step), math.inf if self.trainer.datamodule.fold == 2 else 1.0
+        self.log_dict({"val/score": score, "val/step": step, "val/endless": endless}, batch_size=1)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
@@ -86,6 +88,7 @@ def test_a_tested_fold_that_validates_is_read_where_the_mean_is_best(
     }
     assert found["summary"]["val/score"] == {"mean": 50.0, "std": 10.0}
     assert found["summary"]["val/step"]["mean"] == 4.0
+    assert "val/endless" not in found["summary"]  # infinite in a fold
     assert "| val/score | 50.00 ± 10.00 | 60.00 | 40.00 | 50.00 |" in capsys.readouterr().out
     assert [call[0] for call in started] == ["fit"] * 3  # nothing needs a test
 

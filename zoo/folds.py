@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -97,9 +98,11 @@ def cross_validate(folders: Mapping[str, Path], start: Start) -> CrossValidation
         raise UsageError(f"the method {cards[0]['method']} monitors no metric, so folds cannot be averaged")
     places = {name: folder.as_posix() for name, folder in folders.items()}
     if any(card["data"]["validates_on_test"] for card in cards):
-        step = best_step([dict(run.read_curve(monitor)) for run in runs.values()], mode)
-        scores = {name: {m: v for m in _of(run, "val/") if (v := dict(run.read_curve(m)).get(step)) is not None}
-                  for name, run in runs.items()}  # fmt: skip
+        step = best_step([_curve(run, monitor) for run in runs.values()], mode)
+        scores = {
+            name: {metric: curve[step] for metric in run.metrics if step in (curve := _curve(run, metric))}
+            for name, run in runs.items()
+        }
         chosen = f"after {step + 1} steps, where the mean is best"  # loggers count from 0
         return CrossValidation(monitor, chosen, step + 1, scores, places)
     scores = {name: tested(folder, start) for name, folder in folders.items()}
@@ -138,16 +141,15 @@ def tested(folder: Path, start: Start) -> dict[str, float]:
         where = ["--config", str(folder / "config.yaml"), "--ckpt_path", str(best), "--run_dir", str(into)]
         if start(["test", *where]) != 0:
             raise UsageError(f"the test of {folder} failed; `zoo test {' '.join(where)}` tells why")
-    return _of(read_folder(into), "test/")
+    last = read_folder(into).card["last"]["metrics"]  # a number that is not finite is null there
+    return {metric: float(v) for metric, v in last.items() if metric.startswith("test/") and v is not None}
 
 
 def _is_finished(folder: Path) -> bool:
     return (folder / "run_card.json").is_file() and read_folder(folder).card["status"] == "finished"
 
 
-def _of(run: Run, prefix: str) -> dict[str, float]:
-    """The metrics of a run's end whose names begin so."""
-    last = run.card["last"]["metrics"]
-    return {
-        name: float(value) for name, value in last.items() if name.startswith(prefix) and value is not None
-    }
+def _curve(run: Run, metric: str) -> dict[int, float]:
+    """Step → value of a validation metric where it is finite; d' has no end where nothing is mistaken."""
+    values = run.read_curve(metric) if metric.startswith("val/") else []
+    return {step: value for step, value in values if math.isfinite(value)}
