@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+
+from zoo.nn.volume_turns import draw_turns, draw_within, per_volume, turned
 
 
 class VolumeAugment(nn.Module):
@@ -48,29 +49,16 @@ class VolumeAugment(nn.Module):
         """Augment windows.
 
         Args:
-            batch: ``volume`` float ``[N, C, x, y, z]``, changed in place, and, where there are label maps, ``label``
+            batch: ``volume`` float ``[N, C, x, y, z]`` and, where there are label maps, ``label``
                 ``[N, x, y, z]``.
 
         Returns:
             the same entries.
         """
         volume = batch["volume"]
-        N = len(volume)
-        flips = torch.rand(N, 3) < self.flip
-        quarters = torch.randint(1, 4, (N,)) if volume.shape[2] == volume.shape[3] else torch.full((N,), 2)
-        turns = quarters * (torch.rand(N) < self.rotate)
-        # One by one: only windows that were drawn are copied, and nothing waits for the device.
-        for tensor in batch.values():
-            for window, mirrored, turn in zip(tensor, flips.tolist(), turns.tolist(), strict=True):
-                axes = [axis for axis, flip in zip((-3, -2, -1), mirrored, strict=True) if flip]
-                if axes or turn:
-                    window.copy_(window.flip(axes).rot90(turn, (-3, -2)))
-        factor = 1 + self._drawn(N, self.scale, self.scale_probability, volume)
-        offset = self._drawn(N, self.shift, self.shift_probability, volume)
-        return {**batch, "volume": volume * factor + offset}
-
-    @staticmethod
-    def _drawn(count: int, strength: float, probability: float, like: Tensor) -> Tensor:
-        """Numbers within ``± strength``, or 0."""
-        drawn = (torch.rand(count) * 2 - 1) * strength * (torch.rand(count) < probability)
-        return drawn.to(like.device, non_blocking=True).view(-1, 1, 1, 1, 1)
+        N, square = len(volume), volume.shape[-3] == volume.shape[-2]
+        turns = draw_turns(N, self.flip, self.rotate, square)
+        moved = {name: turned(tensor, turns) for name, tensor in batch.items()}
+        factor = per_volume(1 + draw_within(N, self.scale, self.scale_probability), volume)
+        offset = per_volume(draw_within(N, self.shift, self.shift_probability), volume)
+        return {**moved, "volume": moved["volume"] * factor + offset}

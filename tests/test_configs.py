@@ -76,7 +76,7 @@ def racetracks(folder: Path) -> dict[str, Any]:
     return {**tiny_tracks.RACETRACKS, "root": game, "cache_folder": folder / "rendered"}
 
 
-#: Class of a benchmark → settings that put it on miniature data, which may be written below a folder.
+#: Class of a benchmark, or a config where that does not tell → settings that put it on miniature data, which may be written below a folder.
 MINIATURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "StreetShift": streetshift,
     "StreetShiftSemi": streetshift_semi,
@@ -102,9 +102,11 @@ MINIATURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "AMOS22": tiny_volumes.supervised(tiny_volumes.amos22_tree),
     "BTCV": tiny_volumes.supervised(tiny_volumes.btcv_tree),
     "FLARE22": tiny_volumes.supervised(tiny_volumes.flare22_tree),
+    "LUNA16": tiny_volumes.luna16,
     "MSD": tiny_volumes.msd,
     "OmniVolumes": tiny_volumes.omni_volumes,
     "PreCT": tiny_volumes.prect,
+    "voco_omni/prect": tiny_volumes.omni_prect,
     "TorsoPhantom": tiny_volumes.torso,
     "TorsoScanners": tiny_volumes.torso,
 }
@@ -123,7 +125,8 @@ SMALLER = {
 def miniature(config: str, folder: Path) -> list[str]:
     """The command-line options that put a config on miniature data and never ask for a download."""
     content = yaml.safe_load((package_configs() / f"{config}.yaml").read_text())
-    options = tiny.as_options(MINIATURES[content["data"]["class_path"]](folder))
+    settings = MINIATURES.get(config) or MINIATURES[content["data"]["class_path"]]
+    options = tiny.as_options(settings(folder))
     model = content["model"]["init_args"]
     if model.get("pretrained"):
         options += ["--model.pretrained", "false"]

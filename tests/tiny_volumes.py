@@ -213,6 +213,19 @@ def prect(folder: Path) -> dict[str, Any]:
     }
 
 
+def luna16(folder: Path) -> dict[str, Any]:
+    """Three by three base crops of 8³."""
+    root, window = luna16_tree(folder / "tree"), {"crop": [24, 24, 8], "views.crop": [8, 8, 8]}
+    return {**MINI, **window, "root": root, "cache_folder": folder / "volumes", "num_val": 1}
+
+
+def omni_prect(folder: Path) -> dict[str, Any]:
+    """Volumes with labels in folders, and those of :func:`prect`."""
+    parts = {"labelled": supervised(msd_tree)(folder / "labelled"), "unlabelled": prect(folder / "prect")}
+    del parts["unlabelled"]["sources"]  # there are no others
+    return {f"{part}.{key}": value for part, of in parts.items() for key, value in of.items()}
+
+
 def small_network(model: dict[str, Any]) -> list[str]:
     """Options that put a tiny network into a config with Swin UNETR, and windows to match."""
     options = ["--model.backbone", "residual_unet", "--model.backbone_args", '{"widths": [4, 8]}']

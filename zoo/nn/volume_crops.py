@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.nn.positions import base_boxes
 from zoo.nn.ranks import this_rank
+from zoo.nn.volume_turns import draw_turns, draw_within, per_volume, turned
 
 
 class VolumeCrops(nn.Module):
@@ -130,33 +131,10 @@ class VolumeCrops(nn.Module):
         return _draw(batch * self.num_crops, room, rng).view(batch, self.num_crops, 3).tolist()
 
     def augment(self, views: Tensor, rng: torch.Generator) -> Tensor:
-        """Flip, turn and shift crops ``[N, C, *sides]``, each on its own.
-
-        ``k`` quarter turns are a swap of the first two axes, where ``k`` is odd, followed by mirrorings; these merge
-        with those of the flips, which the swap exchanges. So every crop is copied at most four times.
-        """
-        N = len(views)
-
-        def chosen(probability: float, *shape: int) -> Tensor:
-            return torch.rand(N, *shape, generator=rng) < probability
-
-        mirrored = chosen(self.flip, 3)
-        turns = torch.randint(1, 4, (N,), generator=rng) * chosen(self.rotate)
-        offset = (torch.rand(N, generator=rng) * 2 - 1) * self.shift * chosen(self.shift_probability)
-        swapped = turns % 2 == 1
-        mirrored[:, :2] = torch.where(swapped[:, None], mirrored[:, :2].flip(1), mirrored[:, :2])
-        mirrored[:, 0] ^= (turns == 1) | (turns == 2)
-        mirrored[:, 1] ^= (turns == 2) | (turns == 3)
-
-        def per_crop(value: Tensor) -> Tensor:
-            return value.to(views.device, non_blocking=True).view(N, 1, 1, 1, 1)
-
-        if self.rotate:
-            views = torch.where(per_crop(swapped), views.transpose(2, 3), views)
-        if self.flip or self.rotate:
-            for axis in range(3):
-                views = torch.where(per_crop(mirrored[:, axis]), views.flip(axis + 2), views)
-        return views + per_crop(offset)
+        """Flip, turn and shift crops ``[N, C, *sides]``, each on its own."""
+        turns = draw_turns(len(views), self.flip, self.rotate, generator=rng)
+        offset = draw_within(len(views), self.shift, self.shift_probability, rng)
+        return turned(views, turns) + per_volume(offset, views)
 
     def _cells(self, volume: Tensor) -> Tensor:
         """All cells of the grid ``[B, m, C, *crop]``."""
