@@ -76,7 +76,8 @@ def racetracks(folder: Path) -> dict[str, Any]:
     return {**tiny_tracks.RACETRACKS, "root": game, "cache_folder": folder / "rendered"}
 
 
-#: Class of a benchmark, or a config where that does not tell → settings that put it on miniature data, which may be written below a folder.
+#: Class of a benchmark, or a config where that does not tell → settings that put it on miniature data, which may be
+#: written below a folder.
 MINIATURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "StreetShift": streetshift,
     "StreetShiftSemi": streetshift_semi,

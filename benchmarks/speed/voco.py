@@ -170,7 +170,13 @@ def main() -> None:
         found[scale] = measure(scale, arguments.steps, arguments.device, arguments.feature_size)
         if arguments.json:
             arguments.json.write_text(json.dumps({"feature_size": arguments.feature_size, **found}, indent=1))
-    header = ["scale", "step, s", "crops and labels, % of it", "training, bytes a voxel", "inference, bytes a voxel"]
+    header = [
+        "scale",
+        "step, s",
+        "crops and labels, % of it",
+        "training, bytes a voxel",
+        "inference, bytes a voxel",
+    ]
     rows = []
     for scale, result in found.items():
         percent = {key: 100 * value for key, value in result["share"].items()}
