@@ -2,18 +2,23 @@
 
 from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.collapse import CollapseMonitor, RankMe
+from callbacks.defaults import default_monitors
 from callbacks.dense_probe import DenseProbe
 from callbacks.ema_teacher import EMATeacher
 from callbacks.epoch_average import EpochAverage
 from callbacks.exact_resume import ExactResume
 from callbacks.future_teacher import FutureTeacher
 from callbacks.mesa import Mesa
+from callbacks.monitor import Monitor, NoMonitors
 from callbacks.online_probe import OnlineLinearProbe
 from callbacks.plateau import ReduceOnPlateau
 from callbacks.probes import KNNProbe, LinearProbe
 from callbacks.pseudo_label import PseudoLabeler, TeacherPrediction
+from callbacks.pseudo_labels import PseudoLabelMonitor
 from callbacks.run_card import RunCard
 from callbacks.snapshot_teacher import SnapshotTeacher
+from callbacks.teacher_distance import TeacherDistance
+from callbacks.throughput import Throughput
 from callbacks.visualize import (
     BatchPreview,
     PositionPanel,
@@ -37,18 +42,24 @@ __all__ = [
     "KNNProbe",
     "LinearProbe",
     "Mesa",
+    "Monitor",
+    "NoMonitors",
     "OnlineLinearProbe",
     "PositionPanel",
     "PredictionPanel",
+    "PseudoLabelMonitor",
     "PseudoLabeler",
     "RankMe",
     "ReconstructionPanel",
     "ReduceOnPlateau",
     "RunCard",
     "SnapshotTeacher",
+    "TeacherDistance",
     "TeacherPrediction",
+    "Throughput",
     "VolumePanel",
     "WandbCheckpoint",
     "WritePredictions",
     "WriteVolumes",
+    "default_monitors",
 ]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from callbacks.monitor import Monitor
 from callbacks.probe import Probe, batch_features, evaluating, features_of
 from zoo.method import Batch, Method
 from zoo.nn.effective_rank import effective_rank, rankme, relative_spread
@@ -54,18 +52,20 @@ class RankMe(Probe):
         return {"rankme": rankme(features)}
 
 
-class CollapseMonitor(Callback):
+class CollapseMonitor(Monitor):
     """Watches during training whether features collapse, and says so in plain words.
 
-    Every ``every_n_steps`` steps, on the images of the batch (of all ranks), in evaluation mode, logged as
-    ``train/feature_spread`` (0: all images look alike, 1: as different as random directions) and
-    ``train/feature_rank`` (directions the features vary along, as a share of those possible). Warns when either
-    falls below its limit, and again only after it has recovered.
+    On steps that the logger writes, but once in ``every_n_steps`` at most: an extra forward, in evaluation mode, of
+    what ``method.features`` takes of the batch (images, or the first global view of each; spectrograms; crops of
+    volumes), of all ranks. Logged as ``train/feature_spread`` (0: all samples look alike, 1: as different as random
+    directions) and ``train/feature_rank`` (directions the features vary along, as a share of those possible). Warns
+    when either falls below its limit, and again only after it has recovered.
 
     Args:
-        every_n_steps: how often to look.
+        every_n_steps: how often to look at most.
         min_spread: limit of the spread.
         min_rank: limit of the rank's share.
+        max_samples: of the batch, on every rank.
 
     Raises:
         ValueError: an argument is out of range.
@@ -73,49 +73,54 @@ class CollapseMonitor(Callback):
 
     family = "collapse_monitor"
 
-    def __init__(self, every_n_steps: int = 100, min_spread: float = 0.1, min_rank: float = 0.05) -> None:
-        if every_n_steps < 1 or not 0 <= min_spread <= 1 or not 0 <= min_rank <= 1:
+    def __init__(
+        self,
+        every_n_steps: int = 100,
+        min_spread: float = 0.1,
+        min_rank: float = 0.05,
+        max_samples: int = 64,
+    ) -> None:
+        if every_n_steps < 1 or not 0 <= min_spread <= 1 or not 0 <= min_rank <= 1 or max_samples < 2:
             raise ValueError(
-                "every_n_steps must be at least 1, min_spread and min_rank within [0, 1]; got "
-                f"{every_n_steps}, {min_spread} and {min_rank}."
+                "every_n_steps must be at least 1, min_spread and min_rank within [0, 1], max_samples at least 2; got "
+                f"{every_n_steps}, {min_spread}, {min_rank} and {max_samples}."
             )
-        self.every_n_steps = every_n_steps
+        self.every_n_steps, self.max_samples = every_n_steps, max_samples
         self.limits = {"spread": min_spread, "rank": min_rank}
         self._below: set[str] = set()
+        self._told = False
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Measure, log and warn."""
-        if batch_idx % self.every_n_steps:
-            return
-        assert isinstance(pl_module, Method)
-        if "image" not in batch:
-            raise MisconfigurationException(
-                f"CollapseMonitor looks at batch['image'], and training batches hold {sorted(batch)}"
-            )
-        with evaluating(pl_module):
-            features = gather_uneven(features_of(pl_module, batch["image"])["features"])
+    def look(self, trainer: L.Trainer, method: Method, batch: Batch) -> None:
+        """Measure, log and warn, if it is time."""
+        step, between = trainer.global_step, getattr(trainer, "log_every_n_steps", 1)
+        if step // self.every_n_steps == (step - between) // self.every_n_steps:
+            return  # a function of the step alone: a resumed run looks when the unbroken one does
+        with evaluating(method):
+            features = gather_uneven(features_of(method, samples_of(batch)[: self.max_samples])["features"])
         if len(features) < 2:
-            raise MisconfigurationException(
-                "CollapseMonitor compares images with each other and a step has one: raise data.batch_size"
-            )
+            if not self._told:
+                rank_zero_warn(
+                    "CollapseMonitor compares samples with each other and a step has one: it watches nothing. Raise "
+                    "data.batch_size to have it."
+                )
+            self._told = True
+            return
         possible = min(len(features) - 1, features.shape[1])
+        if not bool(features.isfinite().all()):
+            return  # decompositions fail on nan; the method's own checks of losses and teachers say where it is
         values = {
             "spread": float(relative_spread(features)),
             "rank": float(effective_rank(features)) / possible,
         }
-        pl_module.log_dict(
-            {f"train/feature_{name}": value for name, value in values.items()}, rank_zero_only=True
-        )
+        method.log_dict({f"train/feature_{name}": value for name, value in values.items()})
         self._warn(values, len(features), possible, trainer.global_step)
 
     def _warn(self, values: dict[str, float], images: int, possible: int, step: int) -> None:
         below = {name for name, value in values.items() if value < self.limits[name]}
         said = {
-            "spread": f"the features of {images} images are nearly the same (spread {values['spread']:.3f}, "
+            "spread": f"the features of {images} samples are nearly the same (spread {values['spread']:.3f}, "
             "where 1 is as different as random directions)",
-            "rank": f"the features of {images} images vary along {values['rank'] * possible:.1f} directions of "
+            "rank": f"the features of {images} samples vary along {values['rank'] * possible:.1f} directions of "
             f"{possible} possible ones",
         }
         if new := below - self._below:
@@ -125,3 +130,24 @@ class CollapseMonitor(Callback):
                 "against collapse, and at optim.lr."
             )
         self._below = below
+
+
+def samples_of(batch: Batch) -> Tensor:
+    """What ``method.features`` takes: images, or the first global views; spectrograms; crops of volumes.
+
+    Raises:
+        MisconfigurationException: the batch holds none of them.
+    """
+    part = batch.get("unlabelled", batch)
+    if "image" in part:
+        return part["image"]
+    if "views" in part:
+        return part["views"]["global"].chunk(2)[0]
+    if "spectrogram" in part:
+        return part["spectrogram"]
+    if "crops" in part:
+        return part["crops"].flatten(0, 1)
+    raise MisconfigurationException(
+        "CollapseMonitor looks at images, views, spectrograms or crops, and training batches hold "
+        f"{sorted(batch)}: leave it out with callbacks.NoMonitors"
+    )

@@ -74,6 +74,10 @@ class PseudoLabeler(Callback):
         if augment is not None:
             self.parts["augment"] = augment
         self.labelled, self.unlabelled, self.start_step = labelled, unlabelled, start_step
+        #: Whether ``confidence`` is kept beside the pseudo-labels; monitors ask for it in the steps they look at.
+        self.keeps_confidence = False
+        #: Classes of the last scores.
+        self.num_classes = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Hand the parts to the method: their buffers belong into its checkpoint and onto its device."""
@@ -116,7 +120,9 @@ class PseudoLabeler(Callback):
         part = batch[self.unlabelled]
         scores = self.scores(method, part)
         weight = self.parts["weight"](scores, part.get("index"))
-        return {**part, "pseudo_label": scores.argmax(1), "pseudo_weight": weight}
+        self.num_classes = scores.shape[1]
+        kept = {"confidence": scores.softmax(1).amax(1)} if self.keeps_confidence else {}
+        return {**part, "pseudo_label": scores.argmax(1), "pseudo_weight": weight, **kept}
 
     def scores(self, method: Method, part: Batch) -> Tensor:
         """Return what labels and weights are made of: the logits of the unlabelled images."""

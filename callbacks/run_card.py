@@ -27,6 +27,7 @@ from callbacks.run_facts import (
     hyper_parameters,
     library_versions,
     peak_memory,
+    samples_per_batch,
     strict,
 )
 from datamodules.cache import write_atomically
@@ -225,7 +226,7 @@ class RunCard(Callback):
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        samples = self._micro_batches * getattr(getattr(trainer, "datamodule", None), "batch_size", 0)
+        samples = self._micro_batches * samples_per_batch(trainer)
         outcome = {
             "status": self.card["status"],
             "reason": self.card["reason"],

@@ -99,6 +99,11 @@ def _processor() -> str:
     return next(models, platform.processor() or platform.machine())
 
 
+def samples_per_batch(trainer: L.Trainer) -> int:
+    """Samples of a batch on every device, a labelled and an unlabelled one counting as one; 0 if unknown."""
+    return getattr(getattr(trainer, "datamodule", None), "batch_size", 0)
+
+
 def peak_memory(device: torch.device) -> dict[str, int | None]:
     """Bytes: ``device``, most allocated by torch on a GPU; ``host``, most resident of this process."""
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

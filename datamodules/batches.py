@@ -25,13 +25,13 @@ def to_float(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def random_flip(tensors: Domain, probability: float) -> Domain:
-    """Mirror every image, together with its label and day partner, left to right with ``probability``."""
+    """Mirror every image, together with its label, truth and day partner, left to right with ``probability``."""
     image = tensors["image"]
     flip = torch.rand(len(image), device=image.device) < probability
     flipped = {
         key: torch.where(flip.view(-1, *[1] * (value.ndim - 1)), value.flip(-1), value)
         for key, value in tensors.items()
-        if key in (*IMAGES, "label")
+        if key in (*IMAGES, "label", "truth")
     }
     return {**tensors, **flipped}
 
@@ -52,6 +52,14 @@ def split_future(batch: dict[str, Domain], batch_size: int) -> dict[str, Any]:
                 part[domain][key] = piece
     current, *future = parts
     return {**current, "future": future} if future else current
+
+
+def set_aside(batch: dict[str, Any], key: str = "truth") -> Tensor | None:
+    """Take ``key`` out of every domain of a nested batch, and of its future ones; that of the batch itself."""
+    for future in batch.get("future", ()):
+        set_aside(future, key)
+    found = [part.pop(key) for part in batch.values() if isinstance(part, dict) and key in part]
+    return found[0] if found else None
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

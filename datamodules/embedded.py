@@ -53,6 +53,7 @@ class StreetShift(UDASegmentation):
     """
 
     name = "streetshift"
+    keeps_truth = True
     eval_classes = TRAIN_IDS
     layout: ClassVar[Mapping[str, Layout]] = {"source_root": SOURCE_TREE, "target_root": TARGET_TREE}
     test_split = "test"
@@ -135,6 +136,7 @@ class StreetShiftSemi(SemiSegmentation):
     """
 
     name = "streetshift_semi"
+    keeps_truth = True
     eval_classes = TRAIN_IDS
     layout: ClassVar[Mapping[str, Layout]] = {"root": TARGET_TREE}
     test_split = "test"

@@ -51,6 +51,7 @@ class RaceTracks(UDASegmentation):
     """
 
     name = "racetracks"
+    keeps_truth = True
     classes = CLASSES
     palette = PALETTE
     num_classes = len(CLASSES)

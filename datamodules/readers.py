@@ -208,6 +208,8 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         resize_label: False keeps labels at their stored size, the size at which they are evaluated.
         crop: window for :meth:`draw`.
         cache: ``ram`` keeps decoded and resized pairs in the memory of every process that reads them.
+        truth: training draws call the label ``truth``, and windows are drawn as if there were none: it is to be kept
+            aside for monitors (:attr:`SegmentationDataModule.truth`).
     """
 
     def __init__(
@@ -218,8 +220,9 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         resize_label: bool = True,
         crop: RandomCrop | None = None,
         cache: Cache = "none",
+        truth: bool = False,
     ) -> None:
-        self.pairs = list(pairs)
+        self.pairs, self.truth = list(pairs), truth
         self.encoding, self.resize, self.resize_label, self.crop = encoding, resize, resize_label, crop
         self._cache: dict[int, tuple[Tensor, Tensor | None]] | None = {} if cache == "ram" else None
 
@@ -237,14 +240,19 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         return {**self._sample(index, image, label), "name": pair.name, "size": size}
 
     def draw(self, index: int, rng: np.random.Generator, rare_class: int | None = None) -> dict[str, Any]:
-        """A random window of the image, for training: ``image``, ``label`` (if read), ``index``."""
+        """A random window of the image, for training: ``image``, ``label`` (or ``truth``, if read), ``index``."""
         image, label = self.load(index)
         if self.crop is not None:
             try:
-                image, label = self.crop.cut(image, label, rng, rare_class)
+                if self.truth and label is not None:
+                    rows, columns = self.crop.window((image.shape[1], image.shape[2]), None, rng, rare_class)
+                    image, label = image[:, rows, columns], label[rows, columns]
+                else:
+                    image, label = self.crop.cut(image, label, rng, rare_class)
             except ValueError as error:
                 raise ValueError(f"{self.pairs[index].image}: {error}") from error
-        return self._sample(index, image, label)
+        sample = self._sample(index, image, label)
+        return {("truth" if key == "label" and self.truth else key): value for key, value in sample.items()}
 
     def load(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Decoded and resized image ``[3,H,W]`` and label ``[H,W]``, both uint8; do not write to them.

@@ -6,10 +6,10 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from datamodules.base import BenchmarkDataModule
-from datamodules.batches import Domain, random_flip
+from datamodules.batches import Domain, random_flip, set_aside
 from datamodules.class_counts import count_classes
 from datamodules.labels import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 from datamodules.layout import LayoutReport, Pair
@@ -31,6 +31,11 @@ class SegmentationDataModule(BenchmarkDataModule):
     eval_classes = tuple(range(len(CITYSCAPES_CLASSES)))
     #: The argument whose root holds the images of evaluation.
     eval_root: ClassVar[str]
+    #: Whether labels of unlabelled training images are read, for monitors alone: benchmarks that render them.
+    keeps_truth: ClassVar[bool] = False
+    #: Labels ``[B, H, W]`` of the unlabelled images of the batch that is trained on, trainIds. They are taken out of a
+    #: batch before anybody gets it, so that no method, loss or labeller can see them.
+    truth: Tensor | None = None
 
     def __init__(
         self, resize: Size | None, crop: Size | None, flip: float, cache: Cache, **loading: Any
@@ -61,6 +66,14 @@ class SegmentationDataModule(BenchmarkDataModule):
         if stage in (None, "fit"):
             self.datasets["train"] = self.train_dataset(reports)
 
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """As every benchmark's; the truth of unlabelled images is set aside."""
+        batch = super().on_after_batch_transfer(batch, dataloader_idx)
+        if "image" not in batch:
+            truth = set_aside(batch)
+            self.truth = None if truth is None else truth.long()
+        return batch
+
     def augment(self, batch: dict[str, Domain]) -> dict[str, Domain]:
         """Mirror images at random, then convert them."""
         # Flipping bytes moves a quarter of the memory that flipping floats would.
@@ -70,8 +83,9 @@ class SegmentationDataModule(BenchmarkDataModule):
 class UDASegmentation(SegmentationDataModule):
     """Unsupervised domain adaptation: labelled source images, unlabelled target images.
 
-    Training batches are ``{"source": {image, label, index}, "target": {image, index}}``; target labels are
-    not even opened. The defaults are those of GTA5 → Cityscapes (DAFormer, CVPR 2022, and FST, NeurIPS 2022).
+    Training batches are ``{"source": {image, label, index}, "target": {image, index}}``; target labels are not even
+    opened, except by benchmarks that render them, which keep them aside (:attr:`truth`). The defaults are those of
+    GTA5 → Cityscapes (DAFormer, CVPR 2022, and FST, NeurIPS 2022).
 
     Args:
         source_root: folder of the source tree.
@@ -161,7 +175,7 @@ class UDASegmentation(SegmentationDataModule):
             return {"target_root": target}
         if self.oracle:
             return {"target_root": {"train": True, **target}}
-        return {"source_root": {"train": True}, "target_root": {"train": False, **target}}
+        return {"source_root": {"train": True}, "target_root": {"train": self.keeps_truth, **target}}
 
     def prepare_data(self) -> None:
         """Count the classes of labelled images once, if rare ones are to be preferred."""
@@ -190,10 +204,11 @@ class UDASegmentation(SegmentationDataModule):
         """The unlabelled images."""
         return SegmentationDataset(
             self.usable_pairs(report, "train"),
-            None,
+            report.splits["train"].encoding if self.keeps_truth else None,
             self.resize,
             crop=self.crop if self.crop_target else None,
             cache=self.cache,
+            truth=True,
         )
 
     def augment(self, batch: dict[str, Domain]) -> dict[str, Domain]:

@@ -25,7 +25,7 @@ class SemiSegmentation(SegmentationDataModule):
 
     Training batches are ``{"labelled": {image, label, index}, "unlabelled": {image, index}}``. An epoch is
     one pass over the unlabelled images, during which the labelled ones are repeated; labels of the former are
-    not opened.
+    not opened, except by benchmarks that render them, which keep them aside (:attr:`truth`).
 
     Published partitions are lists of images somebody once drew; get the list of a paper and give it as
     ``labelled_list`` to compare with it. ``partition`` draws as many images as those lists hold: a sixteenth of
@@ -120,9 +120,13 @@ class SemiSegmentation(SegmentationDataModule):
         pairs, eligible = self.training_pairs(reports)
         labelled, unlabelled = self._divide(pairs, eligible)
         encoding = reports["root"].splits["train"].encoding
+        known = encoding if self.keeps_truth else None
         domains = {
-            name: SegmentationDataset(pairs, kind, self.resize, crop=self.crop, cache=self.cache)
-            for name, pairs, kind in (("labelled", labelled, encoding), ("unlabelled", unlabelled, None))
+            name: SegmentationDataset(pairs, kind, self.resize, crop=self.crop, cache=self.cache, truth=truth)
+            for name, pairs, kind, truth in (
+                ("labelled", labelled, encoding, False),
+                ("unlabelled", unlabelled, known, True),
+            )
         }
         return JointDataset(domains, self.draw_seed)
 

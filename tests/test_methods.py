@@ -63,6 +63,15 @@ def test_life_of_a_method(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert state["teacher.step"] > before["teacher.step"]
     assert [k for k in state if k.startswith("student.") and not torch.equal(state[k], before[k])]
 
+    # watched by default
+    metrics = (run / "metrics.csv").read_text().splitlines()[0]
+    assert "perf/samples_per_s" in metrics
+    assert ("/distance" in metrics) == any(key.endswith("teacher.step") for key in state)
+    assert ("pseudo/coverage" in metrics) == any(
+        key.startswith("training_parts.") for key in state
+    ) or "omni" in name
+    assert any((run / "pictures").glob("train-batch-*.png"))
+
     # comes back bit for bit, without the callbacks that trained it
     path = run / "checkpoints" / "last.ckpt"
     method = get_method(name).load_from_checkpoint(path, map_location="cpu")

@@ -12,7 +12,17 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
-from callbacks import EMATeacher, FutureTeacher, PredictionPanel, PseudoLabeler, WritePredictions
+from callbacks import (
+    BatchPreview,
+    EMATeacher,
+    FutureTeacher,
+    PredictionPanel,
+    PseudoLabeler,
+    PseudoLabelMonitor,
+    TeacherDistance,
+    Throughput,
+    WritePredictions,
+)
 from datamodules import StreetShift, StreetShiftSemi
 from tests import tiny
 from tests.toy import toy_trainer, weights
@@ -74,7 +84,9 @@ def test_each_method_brings_its_recipe() -> None:
     }
     for method, expected in kinds.items():
         brought = [type(c) for c in method(**SMALL).default_callbacks()]
-        assert brought == [*expected, PredictionPanel, WritePredictions]
+        watched = [TeacherDistance, Throughput, BatchPreview, PseudoLabelMonitor]
+        watched = watched if expected else [Throughput, BatchPreview]
+        assert brought == [*expected, PredictionPanel, WritePredictions, *watched]
     assert FST(**SMALL).depth == 3  # as released
     assert FST(backbone="street_cnn").optim.rules["head"].lr == 10.0
 

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from time import perf_counter
 from typing import Any, Literal
 
 import lightning as L
@@ -66,6 +67,8 @@ class Method(L.LightningModule):
         self.init_from = init_from
         self._first_broken: Tensor | None = None
         self._loss_names: list[str] = []
+        #: When the loader handed over the last batch (``time.perf_counter``); monitors read it.
+        self.batch_arrived = 0.0
         self.has_started = False
 
     # -- what a method says -----------------------------------------------------------------------------
@@ -101,6 +104,7 @@ class Method(L.LightningModule):
         """
         callbacks = trainer_callbacks(self.trainer)
         present = [callback_kind(callback) for callback in callbacks]
+        present += [(family, None) for c in callbacks for family in getattr(c, "stands_for", ())]
         callbacks[:0] = [c for c in self.default_callbacks() if callback_kind(c) not in present]
         if self.init_from:
             callbacks.insert(0, InitFrom(self.init_from))
@@ -110,6 +114,10 @@ class Method(L.LightningModule):
         """Put callbacks into the order of a training step and check that every teacher is moved by one."""
         callbacks = trainer_callbacks(self.trainer)
         callbacks.sort(key=lambda callback: getattr(callback, "step_order", 100))
+        # It does nothing but look at the clock.
+        warnings.filterwarnings(
+            "ignore", message="You have overridden `on_before_batch_transfer` in `LightningModule` but"
+        )
         if stage != "fit":
             return
         if self.optim.clip_norm is not None and self.trainer.gradient_clip_val:
@@ -146,6 +154,11 @@ class Method(L.LightningModule):
             self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()})
             self.log("train/loss", total.detach(), prog_bar=True)
         return total
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Note when the batch arrived."""
+        self.batch_arrived = perf_counter()
+        return batch
 
     def writes_logs(self) -> bool:
         """Whether the logger writes at the step that is running."""

@@ -170,6 +170,18 @@ class Teacher(nn.Module):
         largest = torch._foreach_norm(list[Tensor](self.network.parameters()), float("inf"))
         return torch.isfinite(torch.stack([norm.float() for norm in largest])).all()
 
+    @torch.no_grad()
+    def distance(self, student: nn.Module) -> Tensor:
+        """Norm of teacher minus student over all parameters, as a share of the student's norm; on the device.
+
+        Raises:
+            ValueError: the two networks do not match.
+        """
+        own, other = self._parameter_pairs(student)
+        gaps, norms = (torch._foreach_norm(tensors) for tensors in (torch._foreach_sub(own, other), other))
+        gap, norm = (torch.stack([n.float() for n in found]).norm() for found in (gaps, norms))
+        return gap / norm
+
     def checksum(self) -> Tensor:
         """A number on the device that changes when the parameters do (float64 sum of their 1-norms)."""
         sums = torch._foreach_norm(list[Tensor](self.network.parameters()), 1)

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 import torchaudio.functional as AF
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from callbacks import default_monitors
 from zoo.method import Batch, Method
 from zoo.nn.audio_features import AudioFeatures
 from zoo.optim import Optim
@@ -32,6 +34,10 @@ class AudioMethod(Method):
         super().__init__(optim, init_from)
         self.front_end = AudioFeatures()
         self._broken_clips: Tensor | None = None
+
+    def default_callbacks(self) -> list[Callback]:
+        """Monitors."""
+        return default_monitors(self)
 
     # -- the feature pipeline ---------------------------------------------------------------------------
 

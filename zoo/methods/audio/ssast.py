@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from callbacks import ReduceOnPlateau
+from callbacks import CollapseMonitor, ReconstructionPanel, ReduceOnPlateau
 from zoo.method import Batch
 from zoo.methods.audio.base import AudioMethod
 from zoo.nn.masked_prediction import (
@@ -163,9 +163,12 @@ class SSAST(AudioMethod):
         )
 
     def default_callbacks(self) -> list[Callback]:
-        """Halve the rate when validation has not improved three times running."""
+        """Halve the rate when validation has not improved three times running; watch, draw reconstructions."""
         assert self.monitor is not None
-        return [ReduceOnPlateau(self.monitor, self.monitor_mode)]
+        watched: list[Callback] = [CollapseMonitor(), *super().default_callbacks()]
+        if "generative" in self.terms:
+            watched.append(ReconstructionPanel())
+        return [ReduceOnPlateau(self.monitor, self.monitor_mode), *watched]
 
     # -- training ---------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from torch import Tensor, nn
 
-from callbacks import EMATeacher
+from callbacks import CollapseMonitor, EMATeacher, default_monitors
 from zoo.backbones.tokens import create_token_backbone
 from zoo.method import Batch, Method
 from zoo.nn.heads.dino import DINOHead
@@ -123,7 +123,7 @@ class SelfDistillation(Method):
         return Centre(self.prototypes) if self.targets == "centring" else Sinkhorn()
 
     def default_callbacks(self) -> list[Callback]:
-        """The teacher moves after each step, with cosine momentum."""
+        """The teacher moves after each step, with cosine momentum; its features are watched for collapse."""
         return [
             EMATeacher(
                 timing="after_step",
@@ -131,7 +131,8 @@ class SelfDistillation(Method):
                 schedule="cosine",
                 final_decay=self.final_momentum,
                 cosine_share=self.optim.cosine_share,
-            )
+            ),
+            *default_monitors(self, CollapseMonitor()),
         ]
 
     def setup(self, stage: str) -> None:

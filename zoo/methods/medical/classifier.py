@@ -7,9 +7,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
+from callbacks import default_monitors
 from zoo.method import Batch, Method
 from zoo.methods.medical.voco import one_volume
 from zoo.nn.volume_networks import PooledClassifier
@@ -72,6 +74,10 @@ class VolumeClassifier(Method):
             warmup_epochs=5,
             warmup_ratio=0.0,
         )
+
+    def default_callbacks(self) -> list[Callback]:
+        """Monitors."""
+        return default_monitors(self)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """One term, ``cross_entropy``."""

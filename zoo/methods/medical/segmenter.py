@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from callbacks import VolumePanel, default_monitors
 from zoo.method import Batch, Method
 from zoo.methods.medical.voco import one_volume
 from zoo.nn.volume_inference import SlidingWindow
@@ -88,6 +90,10 @@ class VolumeSegmenter(Method):
             warmup_epochs=20,
             warmup_ratio=0.0,
         )
+
+    def default_callbacks(self) -> list[Callback]:
+        """Slices of one volume with truth and prediction after each validation, and monitors."""
+        return [VolumePanel(count=1), *default_monitors(self)]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """``dice`` and ``cross_entropy``."""

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from callbacks import EMATeacher
+from callbacks import CollapseMonitor, EMATeacher, PositionPanel, default_monitors
 from zoo.method import Batch, Method
 from zoo.nn.heads.voco import Projector
 from zoo.nn.positions import Negatives, overlap_labels, position_loss, separation_loss, similarity
@@ -125,9 +125,10 @@ class VoCo(Method):
         )
 
     def default_callbacks(self) -> list[Callback]:
-        """The teacher moves before each step, the first included, with constant momentum."""
+        """The teacher moves before each step, the first included, with constant momentum; watch and draw positions."""
         student = "student" if self.teacher_network == "whole" else "student.projector"
-        return [EMATeacher(student=student, decay=self.momentum, schedule="constant", first_step=True)]
+        teacher = EMATeacher(student=student, decay=self.momentum, schedule="constant", first_step=True)
+        return [teacher, PositionPanel(), *default_monitors(self, CollapseMonitor())]
 
     # -- training ---------------------------------------------------------------------------------------
 

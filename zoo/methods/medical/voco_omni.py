@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from callbacks import PseudoLabeler, SnapshotTeacher
+from callbacks import PseudoLabeler, PseudoLabelMonitor, SnapshotTeacher
 from zoo.method import Batch, Method
 from zoo.methods.medical.voco import VoCo
 from zoo.nn import FixedThreshold
@@ -130,7 +130,7 @@ class VoCoOmni(VoCo):
     def default_callbacks(self) -> list[Callback]:
         """VoCo's teacher, the labelling copy, and the labelling."""
         snapshot = SnapshotTeacher(teacher="labeler", at=self.semi_start)
-        return [*super().default_callbacks(), snapshot, CropLabeler()]
+        return [*super().default_callbacks(), snapshot, CropLabeler(), PseudoLabelMonitor()]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """VoCo's terms, those of labelled crops, and those of pseudo-labels once there are any."""

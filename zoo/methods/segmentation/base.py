@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from torch import Tensor, nn
 
-from callbacks import PredictionPanel, WritePredictions
+from callbacks import PredictionPanel, WritePredictions, default_monitors
 from zoo.method import Batch, Method
 from zoo.metrics import SegmentationIoU
 from zoo.nn import Inference, Segmentor, build_segmentor, pixel_cross_entropy
@@ -86,8 +86,8 @@ class SegmentationMethod(Method):
         self.subsets: dict[str, list[int]] = {}
 
     def default_callbacks(self) -> list[Callback]:
-        """A panel of predictions after each validation, and files of those of ``zoo predict``."""
-        return [PredictionPanel(), WritePredictions()]
+        """A panel of predictions after each validation, files of those of ``zoo predict``, and monitors."""
+        return [PredictionPanel(), WritePredictions(), *default_monitors(self)]
 
     def forward(self, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Predict images ``[B, 3, H, W]`` in [0, 1] the way ``inference`` says.

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 
+from callbacks import PseudoLabelMonitor
 from zoo.methods.segmentation.base import SegmentationMethod
 from zoo.nn import BorderMask, FixedThreshold, WeightSchedule, create_weighting, weight_schedule
 from zoo.registry import UnknownNameError
@@ -56,6 +58,10 @@ class PseudoLabelMethod(SegmentationMethod):
         self.mix_args = dict(mix_args or {})
         self.supervised_weight = weight_schedule(supervised_weight)
         self.unsupervised_weight = weight_schedule(unsupervised_weight)
+
+    def default_callbacks(self) -> list[Callback]:
+        """Also watch the pseudo-labels."""
+        return [*super().default_callbacks(), PseudoLabelMonitor()]
 
     def trust(self) -> nn.Module:
         """The weighting of pseudo-labels, with weight 0 at the border if there is one."""
