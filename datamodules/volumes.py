@@ -131,6 +131,8 @@ class VolumeDataModule(BenchmarkDataModule):
         )
         self.processing = processing or self.default_processing()
         self.cache = VolumeCache(cache_folder, verify_cache)
+        #: ``zoo doctor``: process only so many volumes of every split; they stand in for all others.
+        self.preview: int | None = None
 
     # What is on disk.
 
@@ -182,8 +184,8 @@ class VolumeDataModule(BenchmarkDataModule):
 
     def prepare_data(self) -> None:
         """Process what the coming stage reads, unless it is there undamaged."""
-        stage = _stage(self.trainer)
-        jobs = dict.fromkeys(job for group in self.jobs(stage).values() for job in group)
+        stage = _stage(self.trainer) if self.preview is None else "fit"
+        jobs = dict.fromkeys(job for group in self.jobs(stage).values() for job in group[: self.preview])
         self.cache.ensure(list(jobs), self.num_workers, self.skip_broken)
 
     def setup(self, stage: str | None = None) -> None:
@@ -194,10 +196,12 @@ class VolumeDataModule(BenchmarkDataModule):
             RuntimeError: the volumes were not processed yet.
         """
         for name, jobs in self.jobs(stage).items():
-            used = [(job, record) for job in jobs if (record := self._record(name, job)) is not None]
+            shown = jobs[: self.preview]
+            used = [(job, record) for job in shown if (record := self._record(name, job)) is not None]
             if not used:
                 reason = "; ".join(self.skipped.get(f"root/{name}", ["there is none"])[:1])
                 raise LayoutError(f"no {name} volume of {self.root} can be used: {reason}")
+            used = [used[n % len(used)] for n in range(len(jobs))] if self.preview else used
             records = [record for _, record in used]
             if name == "train":
                 repeated = np.repeat(np.arange(len(used)), [self.repetitions(job.pair) for job, _ in used])

@@ -10,6 +10,7 @@ VERBS = ("fit", "validate", "test", "predict")
 # Modules that each have a main(argv).
 TOOLS = {
     "list": "zoo.listing",
+    "doctor": "zoo.doctor.command",
     "import": "zoo.checkpoints.show",
     "export": "zoo.export",
     "compare": "zoo.compare",
@@ -21,6 +22,9 @@ usage: zoo <command> [options]
 
 look around (instantly)
   zoo list [methods|benchmarks|backbones] [pattern] [--json]
+
+before hours are lost
+  zoo doctor [--config NAME ...] [--json]  is all there, does it fit together, and what will the run take
 
 run
   zoo fit       train a method

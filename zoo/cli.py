@@ -218,18 +218,53 @@ class ZooCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
 
-class ParsedOnly(ZooCLI):
-    """What a command would do, without seeding, building or running anything."""
-
-    def _set_seed(self) -> None: ...
+class Unstarted(ZooCLI):
+    """A parsed and seeded command of which each part is built when it is asked for, and nothing runs."""
 
     def before_instantiate_classes(self) -> None:
-        """Tell nothing: the run itself will."""
+        """Tell nothing: who builds may read ``notes``."""
 
     def instantiate_classes(self) -> None:
-        """Build nothing."""
+        """Build nothing yet."""
 
     def _run_subcommand(self, subcommand: str) -> None: ...
+
+    @property
+    def settings(self) -> Namespace:
+        """The resolved options of the verb."""
+        return self.config[self.verb]
+
+    @property
+    def plain_settings(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return yaml.safe_load(dump_config(self._parser(self.verb), self.settings))
+
+    def build_data(self) -> BenchmarkDataModule:
+        """The benchmark."""
+        return self._built("data").data
+
+    def build_method(self) -> Method:
+        """The method; where a checkpoint brings all weights, none are fetched before it."""
+        with restoring() if self.settings.ckpt_path else nullcontext():
+            return self._built("model").model
+
+    def trainer_settings(self) -> dict[str, Any]:
+        """What the Trainer is built with, callbacks built and in a list."""
+        built = dict(self._built("trainer").trainer)
+        callbacks = built["callbacks"] or []
+        return built | {"callbacks": [*callbacks] if isinstance(callbacks, list) else [callbacks]}
+
+    def _built(self, wanted: str) -> Namespace:
+        config = self.config.clone()
+        for part in {"model", "data", "trainer"} - {wanted}:
+            del config[self.verb][part]
+        return self.parser.instantiate_classes(config)[self.verb]
+
+
+class ParsedOnly(Unstarted):
+    """What a command would do, without even seeding."""
+
+    def _set_seed(self) -> None: ...
 
 
 def resolve(options: Sequence[str]) -> tuple[dict[str, Any], str, str]:
