@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from datamodules.audio_sets import AudioSubset, DrawnClips
+from datamodules.base import BenchmarkDataModule
 from datamodules.image_sets import DrawnImages, ImageSubset
 from datamodules.readers import SegmentationDataset, read_label
 from datamodules.sampling import JointDataset
+from datamodules.volume_classes import VolumeClassification
 from datamodules.volume_sets import DrawnVolumes, WholeVolumes
 
 #: Labels that are files of their own are read up to this number, at even distances.
@@ -25,7 +27,7 @@ class LabelCounts:
 
     Args:
         counts: of every class, int64 ``[C]``.
-        unit: what is counted: ``images``, ``clips``, ``pixels`` or ``voxels``.
+        unit: what is counted: ``images``, ``clips``, ``volumes``, ``pixels`` or ``voxels``.
         ignored: how many of these have no class.
         read: labels that were read.
         total: labels that there are.
@@ -44,12 +46,11 @@ class LabelCounts:
         return self.counts / max(int(whole), 1)
 
 
-def label_counts(datasets: dict[str, Any], num_classes: int) -> dict[str, LabelCounts]:
+def label_counts(data: BenchmarkDataModule) -> dict[str, LabelCounts]:
     """Count the labels of training and validation sets that have any.
 
     Args:
-        datasets: ``datasets`` of a datamodule after ``setup``.
-        num_classes: C.
+        data: a benchmark after ``setup("fit")``.
 
     Returns:
         Name of the dataset → counts; of domains ``train/source`` and so on.
@@ -60,9 +61,13 @@ def label_counts(datasets: dict[str, Any], num_classes: int) -> dict[str, LabelC
     """
     found = {}
     for name in ("train", "val"):
-        if name in datasets:
-            for part, count in _parts(datasets[name]):
-                if (counts := count(num_classes)) is not None:
+        if isinstance(data, VolumeClassification):  # classes are in names and lists, nothing is read
+            classes = [data.class_of(job.pair) for job in data.jobs("fit")[name]]
+            if (counts := _of_numbers(np.array(classes), data.num_classes, "volumes")) is not None:
+                found[name] = counts
+        elif name in data.datasets:
+            for part, count in _parts(data.datasets[name]):
+                if (counts := count(data.num_classes)) is not None:
                     found["/".join(filter(None, (name, part)))] = counts
     return found
 
@@ -89,7 +94,7 @@ def _(dataset: SegmentationDataset) -> Iterator[tuple[str, Count]]:
 
 @_parts.register
 def _(dataset: ImageSubset) -> Iterator[tuple[str, Count]]:
-    yield "", partial(_of_images, dataset.labels)
+    yield "", partial(_of_numbers, dataset.labels)
 
 
 @_parts.register
@@ -113,11 +118,11 @@ def _(dataset: Any) -> Iterator[tuple[str, Count]]:
     yield "", partial(_of_volumes, dataset.records)
 
 
-def _of_images(labels: np.ndarray, num_classes: int) -> LabelCounts | None:
+def _of_numbers(labels: np.ndarray, num_classes: int, unit: str = "images") -> LabelCounts | None:
     known = labels[labels >= 0]
     counts = np.bincount(known, minlength=num_classes)
     ignored = len(labels) - len(known)
-    return LabelCounts(counts, "images", ignored, len(labels), len(labels)) if len(known) else None
+    return LabelCounts(counts, unit, ignored, len(labels), len(labels)) if len(known) else None
 
 
 def _of_clips(subset: AudioSubset, num_classes: int) -> LabelCounts | None:

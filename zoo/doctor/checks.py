@@ -61,7 +61,11 @@ class Report:
         """Tell the verdict; the exit code is 0 for go and 1 for stop."""
         verdict = "stop" if self.stops else "go"
         if self.as_json:
-            content = {"verdict": verdict, "checks": [*map(dataclasses.asdict, self.checks)], "files": self.files}
+            content = {
+                "verdict": verdict,
+                "checks": [*map(dataclasses.asdict, self.checks)],
+                "files": self.files,
+            }
             json.dump(content, sys.stdout, indent=1, default=str)
             print()
         else:

@@ -23,14 +23,19 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="zoo doctor", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="of the pictures (default: runs/<method>/<benchmark>/doctor)"
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="of the pictures (default: runs/<method>/<benchmark>/doctor)",
     )
     parser.add_argument("--steps", type=int, default=5, help="how many steps are timed (default: 5)")
     parser.add_argument("--warm_up", type=int, default=2, help="how many come before them (default: 2)")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     own, options = parser.parse_known_args(argv)
     if own.steps < 1 or own.warm_up < 0:
-        parser.error(f"--steps must be at least 1 and --warm_up at least 0, got {own.steps} and {own.warm_up}")
+        parser.error(
+            f"--steps must be at least 1 and --warm_up at least 0, got {own.steps} and {own.warm_up}"
+        )
     report = Report(own.json)
     report.add(*environment())
     if options and not report.stops:

@@ -53,7 +53,9 @@ def versions(package: str = PACKAGE) -> Check:
     missing = [*missing_extras(package)]
     without = f"; not installed: extras {', '.join(missing)}" if missing else ""
     remedy = f"if you need them: pip install '{package}[{','.join(missing)}]'" if missing else ""
-    return Check("versions", "ok", f"python {platform.python_version()}, {shown} fit together{without}", remedy)
+    return Check(
+        "versions", "ok", f"python {platform.python_version()}, {shown} fit together{without}", remedy
+    )
 
 
 def conflicts(package: str) -> Iterator[tuple[Requirement, str]]:
@@ -125,7 +127,10 @@ def imports(modules: Iterable[str] = COMPILED) -> Check:
     if len({build for build in builds.values() if build}) > 1:
         shown = ", ".join(f"{name} +{build}" for name, build in builds.items())
         return Check(
-            "imports", "stop", f"builds for different devices: {shown}", "install all from one index of wheels"
+            "imports",
+            "stop",
+            f"builds for different devices: {shown}",
+            "install all from one index of wheels",
         )
     return Check("imports", "ok", f"{', '.join(loaded)} load")
 

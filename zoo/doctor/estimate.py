@@ -76,7 +76,9 @@ def time(trial: Trial, plan: Plan) -> Check:
         spent = count * batches * trial.validation_seconds
         total += spent
         each = _short(trial.validation_seconds)
-        parts.append(f"{count} validations of {batches} batches at {each}, probes left out: {duration(spent)}")
+        parts.append(
+            f"{count} validations of {batches} batches at {each}, probes left out: {duration(spent)}"
+        )
     parts.append(f"together about {duration(total)}")
     if ranks > 1:
         parts.append(f"measured on one device, divided among {ranks}")
@@ -116,11 +118,10 @@ def world_size(settings: Mapping[str, Any]) -> int:
     """Devices of the run, over all nodes."""
     devices, accelerator = settings["devices"], settings["accelerator"]
     gpus = torch.cuda.device_count() if accelerator in ("auto", "gpu", "cuda") else 0
-    if isinstance(devices, str):
-        if devices.isdigit():
-            devices = int(devices)
-        else:
-            devices = -1 if devices in ("auto", "-1") else len(devices.split(","))
+    if devices in ("auto", "-1"):
+        devices = -1
+    elif isinstance(devices, str):
+        devices = int(devices) if devices.isdigit() else devices.split(",")
     count = len(devices) if isinstance(devices, list) else (gpus or 1) if devices == -1 else devices
     return count * settings["num_nodes"]
 
@@ -137,10 +138,10 @@ def device_memory(trial: Trial) -> Check:
         return Check("peak", "ok", found, details=details)
     if host is None:
         return Check("peak", "note", "this system does not tell the memory of a process")
-    free, total = host_memory()
+    _, there = host_memory()
     found = f"{gib(host)} of the host's memory at most"
-    if free is not None and total is not None and host > TIGHT * total:
-        return Check("peak", "note", f"{found}, of {gib(total)}", "lower data.batch_size", details)
+    if there is not None and host > TIGHT * there:
+        return Check("peak", "note", f"{found}, of {gib(there)}", "lower data.batch_size", details)
     return Check("peak", "ok", found, details=details)
 
 

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import torch
 
-from callbacks.preview import preview
 from datamodules.base import BenchmarkDataModule
 from zoo.checkpoints import CheckpointError
 from zoo.cli import QUIET, QUIET_EVALUATION, Unstarted, import_classes, names
@@ -54,11 +53,9 @@ class Examination:
                 return
             self._config(cli)
             data = self._attempt("data", "correct data.*", cli.build_data)
-            method = self._attempt("weights", "correct model.*", cli.build_method)
+            method = self._attempt("method", "correct model.*", cli.build_method)
             if method is not None:
-                held = self._attempt(
-                    "weights", "", lambda: [*weights(method, cli.settings.ckpt_path)]
-                )
+                held = self._attempt("weights", "", lambda: [*weights(method, cli.settings.ckpt_path)])
                 self.report.add(*(held or []))
             loading = None if data is None else self._data(data)
             if method is not None and data is not None and loading is not None and not self.report.stops:
@@ -75,7 +72,9 @@ class Examination:
         earlier = Earlier.find(plain, method, benchmark)
         if not earlier.starts:
             found = f"a run of equal config and seed exists: {earlier.told.removeprefix('skipped, ')}"
-            self.report.add(Check("config", "note", found, "set another --seed_everything, or compare with that"))
+            self.report.add(
+                Check("config", "note", found, "set another --seed_everything, or compare with that")
+            )
         if run.run_dir:
             self.report.add(disk("run_dir", self.folder, "set --run_dir to a folder on another disk"))
         if run.trainer.accelerator in ("gpu", "cuda", "mps"):
@@ -86,11 +85,11 @@ class Examination:
     def _data(self, data: BenchmarkDataModule) -> float | None:
         """Layout, labels, samples, statistics; the seconds that a batch takes to load, None where none can be."""
         assert self.out is not None
-        layouts = [*data_checks.layout(data)]
-        self.report.add(*layouts)
-        if any(check.status == "stop" for check in layouts):
+        layouts = self._attempt("layout", "", lambda: [*data_checks.layout(data)])
+        self.report.add(*(layouts or []))
+        if layouts is None or any(check.status == "stop" for check in layouts):
             return None
-        if self._attempt("data", "", lambda: (data_checks.opened(data), True)) is None:
+        if self._attempt("data", "", lambda: data_checks.opened(data)) is None:
             return None
         counted = self._attempt("labels", "correct or leave out that label", lambda: data_checks.labels(data))
         if counted is not None:
@@ -105,8 +104,7 @@ class Examination:
         if sampled is None:
             return None
         check, batch, seconds = sampled
-        self.report.add(check)
-        self.report.files += [str(self._file("samples"))] * (check.status == "ok")
+        self._tell(check, self._file("samples"))
         further = self._attempt(
             "statistics",
             "",
@@ -128,17 +126,18 @@ class Examination:
             return
         validated = "" if trial.validation_seconds is None else " and validated a few batches"
         found = f"trained {trial.trained} steps{validated}"
-        try:
-            preview(trial.batch, data).save(file := self._file("training"))
-            self.report.files.append(str(file))
-            self.report.add(Check("trial", "ok", found))
-        except ValueError as error:
-            self.report.add(Check("trial", "note", f"{found}; the batch is not drawn: {error}"))
+        check = data_checks.drawn("trial", found, trial.batch, data, self._file("training"))
+        self._tell(check, self._file("training"))
         accumulated = settings["accumulate_grad_batches"] or 1
         plan = Plan(
             settings, data.batch_size * accumulated, loading, data.num_workers, method.monitor, self.folder
         )
         self.report.add(*estimate(trial, plan))
+
+    def _tell(self, check: Check, file: Path) -> None:
+        self.report.add(check)
+        if check.status == "ok":
+            self.report.files.append(str(file))
 
     def _file(self, name: str) -> Path:
         assert self.out is not None
@@ -151,21 +150,28 @@ class Examination:
         except Exception as error:
             if self.debug:
                 raise
-            if isinstance(error, CheckpointError):
+            if _about_weights(error):
                 name, remedy = "weights", "zoo import FILE shows what a file of weights is"
             if isinstance(error, torch.cuda.OutOfMemoryError):
-                remedy = "lower data.batch_size, raise trainer.accumulate_grad_batches, or set trainer.precision"
+                remedy = (
+                    "lower data.batch_size, raise trainer.accumulate_grad_batches, or set trainer.precision"
+                )
             told = plain_message(error) or f"{type(error).__name__}: {error}"
             self.report.add(Check(name, "stop", told, remedy))
             return None
+
+
+def _about_weights(error: BaseException | None) -> bool:
+    """Whether it is a CheckpointError, or was caused by one."""
+    while error is not None and not isinstance(error, CheckpointError):
+        error = error.__cause__
+    return error is not None
 
 
 def _parsed(options: Sequence[str]) -> Unstarted:
     import_classes()
     try:
         return Unstarted(resolve_configs(["fit", *options]))
-    except UsageError:
-        raise
     except SystemExit as end:  # --help, --print_config
         raise UsageError("zoo doctor takes the options of a run, without those that only print") from end
 
@@ -177,7 +183,7 @@ def quiet() -> Iterator[None]:
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        for pattern in (*QUIET, *QUIET_EVALUATION):
+        for pattern in (*QUIET, *QUIET_EVALUATION, r".*smaller than the logging interval.*"):
             warnings.filterwarnings("ignore", message=pattern)
         try:
             yield

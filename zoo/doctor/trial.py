@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from callbacks import RunCard, WandbCheckpoint
+from callbacks import PseudoLabeler, RunCard, WandbCheckpoint
 from callbacks.probe import Probe
 from callbacks.run_facts import peak_memory
 from zoo.method import Batch, Method, trainer_callbacks
@@ -37,7 +37,6 @@ class Trial:
         validation_seconds: of a validation batch; None without validation.
         memory: most bytes used, on the ``device`` and of the ``host``.
         checkpoint: bytes of ``last.ckpt``.
-        run_steps: optimiser steps of the whole run; inf where nothing ends it.
         batches: micro-batches of an epoch; inf where the loader has no length.
         validation_batches: batches of one validation.
     """
@@ -49,7 +48,6 @@ class Trial:
     validation_seconds: float | None
     memory: Mapping[str, int | None]
     checkpoint: int
-    run_steps: float
     batches: float
     validation_batches: int
 
@@ -69,13 +67,12 @@ class Stopwatch(Callback):
         self.batch: Batch = {}
         self.ends: list[float] = []
         self.validated: list[float] = []
-        self.run_steps = self.batches = float("inf")
+        self.batches = float("inf")
         self.checkpoint = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The clock starts."""
-        assert isinstance(pl_module, Method)
-        self.run_steps, self.batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+        self.batches = trainer.num_training_batches
         self.ends = [_now(trainer)]
 
     def on_train_batch_start(
@@ -83,7 +80,8 @@ class Stopwatch(Callback):
     ) -> None:
         """Keep the first batch, which callbacks before this one have labelled and mixed."""
         if not self.batch:
-            self.batch = _kept(batch)
+            assert isinstance(pl_module, Method)
+            self.batch = _kept(_labelled(trainer, pl_module, batch))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -151,18 +149,17 @@ def try_out(
         kept = [callback for callback in trainer_callbacks(trainer) if not isinstance(callback, Probe)]
         trainer.callbacks = kept  # type: ignore[attr-defined]
         trainer.validate(method, datamodule=data, verbose=False)
-    last = [end - start for start, end in zip(watch.validated, watch.validated[1:], strict=False)][-1:]
+    last = [end - start for start, end in zip(watch.validated, watch.validated[1:], strict=False)]
     return Trial(
-        watch.batch,
-        seconds,
-        timed,
-        len(watch.ends) - 1,
-        *(last or [None]),
-        peak_memory(trainer.strategy.root_device),
-        watch.checkpoint,
-        watch.run_steps,
-        watch.batches,
-        validation_batches,
+        batch=watch.batch,
+        step_seconds=seconds,
+        steps=timed,
+        trained=len(watch.ends) - 1,
+        validation_seconds=last[-1] if last else None,
+        memory=peak_memory(trainer.strategy.root_device),
+        checkpoint=watch.checkpoint,
+        batches=watch.batches,
+        validation_batches=validation_batches,
     )
 
 
@@ -170,6 +167,16 @@ def _validation_batches(data: L.LightningDataModule, settings: Mapping[str, Any]
     limit, there = settings["limit_val_batches"], len(data.val_dataloader())
     limit = 1.0 if limit is None else limit
     return min(there, int(limit) if isinstance(limit, int) else int(there * limit))
+
+
+def _labelled(trainer: L.Trainer, method: Method, batch: Batch) -> Batch:
+    """The batch as it will be once pseudo-labels are made, where a run begins without them."""
+    for labeler in trainer_callbacks(trainer):
+        if isinstance(labeler, PseudoLabeler) and method.global_step < labeler.start_step:
+            start, labeler.start_step = labeler.start_step, 0
+            batch = labeler.label(method, batch)
+            labeler.start_step = start
+    return batch
 
 
 def _now(trainer: L.Trainer) -> float:
