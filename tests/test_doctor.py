@@ -14,8 +14,8 @@ from PIL import Image
 
 from tests.cli_toy import TOY, CLIMethod
 from tests.toy import ToyMethod
-from zoo.__main__ import main
 from zoo import SourceOnly
+from zoo.__main__ import main
 from zoo.doctor import environment, examination, weights
 from zoo.doctor.checks import Check
 
@@ -130,10 +130,10 @@ def test_notes_about_the_config(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_weights_to_start_from() -> None:
     method = SourceOnly(backbone="street_cnn", decode_head="fpn")
-    torch.save({"state_dict": method.state_dict(), "hyper_parameters": dict(method.hparams)}, "own.ckpt")
+    torch.save({"state_dict": method.state_dict(), "pytorch-lightning_version": "2.6.0"}, "own.ckpt")
     check = weights.start(method, "own.ckpt")
     assert check.status == "ok"
-    assert "recognised as selfzoo" in check.found
+    assert "recognised as lightning" in check.found
     assert "fills 100.0 % of the backbone" in check.found
     torch.save({"something.weight": torch.zeros(3, 3)}, "other.pth")
     for source in ("other.pth", "nowhere.pth"):
