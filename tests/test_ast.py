@@ -152,6 +152,50 @@ def test_frame_files_and_unknown_grids() -> None:
         load_pretrained(network, WeightFile("strange.pth", released(strange)), show=False)
 
 
+def as_transformers(network: AudioClassifierNetwork) -> dict[str, Tensor]:
+    """The same network under the names of Hugging Face's ASTForAudioClassification."""
+    state, outer = clones(network), "audio_spectrogram_transformer."
+    prefix, grid = state.pop("backbone.pos_prefix"), state.pop("backbone.pos_grid")
+    pairs = (
+        ("backbone.blocks", f"{outer}encoder.layer"), ("norm1", "layernorm_before"), ("norm2", "layernorm_after"),
+        ("attn.proj", "attention.output.dense"), ("mlp.fc1", "intermediate.dense"), ("mlp.fc2", "output.dense"),
+        ("backbone.norm", f"{outer}layernorm"), ("backbone.cls_token", f"{outer}embeddings.cls_token"),
+        ("backbone.dist_token", f"{outer}embeddings.distillation_token"),
+        ("backbone.patch_embed.proj", f"{outer}embeddings.patch_embeddings.projection"),
+        ("head.0", "classifier.layernorm"), ("head.1", "classifier.dense"),
+    )  # fmt: skip
+    named = {
+        f"{outer}embeddings.position_embeddings": torch.cat((prefix, grid.flatten(2).transpose(1, 2)), 1)
+    }
+    for name, tensor in state.items():
+        for ours, theirs in pairs:
+            name = name.replace(ours, theirs)
+        if ".attn.qkv." in name:
+            for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                named[name.replace("attn.qkv", f"attention.attention.{part}")] = rows
+        else:
+            named[name] = tensor
+    return named
+
+
+def test_files_of_transformers() -> None:
+    source = AudioClassifierNetwork(tiny(stride=(10, 10)), 5, "cls").eval()
+    state = as_transformers(source)
+    assert "audio_spectrogram_transformer.encoder.layer.1.attention.output.dense.weight" in state
+    network = AudioClassifierNetwork(tiny(stride=(10, 10)), 5, "cls").eval()
+    network.head[1].weight.zero_()
+    report = load_pretrained(network, WeightFile("model.safetensors", state), show=False)
+    assert (report.importer, report.complete) == ("ast_transformers", True)
+    image = torch.randn(1, 1, 128, 128)
+    assert torch.equal(network(image), source(image))
+    trunk = {name.removeprefix("audio_spectrogram_transformer."): t for name, t in state.items()}
+    alone = {name: tensor for name, tensor in trunk.items() if not name.startswith("classifier")}
+    assert load_pretrained(tiny(stride=(10, 10)), WeightFile("trunk", alone), show=False).complete
+    del state["audio_spectrogram_transformer.encoder.layer.1.attention.attention.key.bias"]
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.attn\.qkv\.bias needs the parts .* no key"):
+        load_pretrained(network, WeightFile("damaged", state), show=False)
+
+
 def test_a_deit_of_timm_computes_the_same_on_grey_images() -> None:
     torch.manual_seed(0)
     deit = VisionTransformerDistilled(img_size=128, embed_dim=24, depth=2, num_heads=3, num_classes=10).eval()

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from zoo.checkpoints.files import CheckpointError, Tensors, WeightFile
@@ -88,6 +89,41 @@ class Split:
             names = [re.sub(self.pattern, to, name) for to in self.to]
             parts += zip(names, tensor.split(sizes), strict=True)
         return _unique(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Join:
+    """Put matching tensors one behind the other along the first axis; the opposite of :class:`Split`.
+
+    Args:
+        pattern: finds the tensors; its one group says which part a tensor is.
+        parts: the parts, in order.
+        to: what replaces the pattern in the name of the whole.
+
+    Raises:
+        CheckpointError: a part is missing.
+    """
+
+    pattern: str
+    parts: tuple[str, ...]
+    to: str
+
+    def apply(self, state: Tensors) -> Tensors:
+        """See the class."""
+        wholes: dict[str, dict[str, Tensor]] = {}
+        others: list[tuple[str, Tensor]] = []
+        for name, tensor in state.items():
+            if match := re.search(self.pattern, name):
+                wholes.setdefault(re.sub(self.pattern, self.to, name), {})[match[1]] = tensor
+            else:
+                others.append((name, tensor))
+        for name, found in wholes.items():
+            if absent := [part for part in self.parts if part not in found]:
+                raise CheckpointError(
+                    f"{name} needs the parts {', '.join(self.parts)}: there is no {absent[0]}"
+                )
+        joined = [(name, torch.cat([found[part] for part in self.parts])) for name, found in wholes.items()]
+        return _unique([*others, *joined])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ the more particular before the more general.
 
 from __future__ import annotations
 
-from zoo.checkpoints.layouts.ast import AST, SSAST, VIT_AS_AST
+from zoo.checkpoints.layouts.ast import AST, AST_TRANSFORMERS, SSAST, VIT_AS_AST
 from zoo.checkpoints.layouts.dino import DINO, POA
 from zoo.checkpoints.layouts.own import OWN
 from zoo.checkpoints.layouts.resnet import DEEPLAB, MMSEG_RESNET
@@ -30,6 +30,7 @@ IMPORTERS: dict[str, Importer] = {
         SEMI,
         SSAST,
         AST,
+        AST_TRANSFORMERS,
         POA,
         DINO,
         TORCHVISION_VIT,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from zoo.checkpoints.files import CheckpointError, Tensors
 from zoo.checkpoints.layouts.facts import describe_vit
-from zoo.checkpoints.rules import AsBackbone, Drop, Importer, Rename
+from zoo.checkpoints.rules import AsBackbone, Drop, Importer, Join, Rename
 
 MELS = 128
 #: (stride, frames) that 16 x 16 patches were released with; a number of positions belongs to the first that makes it.
@@ -108,6 +108,40 @@ AST = Importer(
     (r"^mlp_head\.1\.weight$", r"^v\.patch_embed\.proj\.weight$", r"^v\.pos_embed$"),
     (_TRUNK, _HEADS, Rename(r"^mlp_head\.", "head."), GridPositions(finetuned_grid)),
     describe=describe_vit,
+)
+
+_FROM_TRANSFORMERS = (
+    Rename(r"^audio_spectrogram_transformer\.", ""),
+    Rename(r"^embeddings\.distillation_token$", "dist_token"),
+    Rename(r"^embeddings\.position_embeddings$", "pos_embed"),
+    Rename(r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    Rename(r"^embeddings\.", ""),
+    Rename(r"^encoder\.layer\.", "blocks."),
+    Join(r"attention\.attention\.(query|key|value)\.", ("query", "key", "value"), "attn.qkv."),
+    Rename(r"attention\.output\.dense\.", "attn.proj."),
+    Rename(r"intermediate\.dense\.", "mlp.fc1."),
+    Rename(r"(?<=\d\.)output\.dense\.", "mlp.fc2."),
+    Rename(r"layernorm_before\.", "norm1."),
+    Rename(r"layernorm_after\.", "norm2."),
+    Rename(r"^layernorm\.", "norm."),
+    Rename(r"^(?!classifier\.)", "backbone."),
+    Rename(r"^classifier\.layernorm\.", "head.0."),
+    Rename(r"^classifier\.dense\.", "head.1."),
+    GridPositions(finetuned_grid),
+)
+
+AST_TRANSFORMERS = Importer(
+    "ast_transformers",
+    "AST as Hugging Face's transformers keeps it",
+    (
+        r"(?:^|\.)embeddings\.distillation_token$",
+        r"(?:^|\.)embeddings\.position_embeddings$",
+        r"(?:^|\.)encoder\.layer\.0\.attention\.attention\.query\.weight$",
+        r"(?:^|\.)layernorm\.weight$",
+    ),
+    _FROM_TRANSFORMERS,
+    describe=describe_vit,
+    note="norms have eps 1e-6, and 1e-5 in the head, as released by the authors; transformers has 1e-12 in all",
 )
 
 VIT_AS_AST = Importer(
