@@ -57,8 +57,8 @@ def test_whole_examination_of_a_segmentation_run(capsys: pytest.CaptureFixture[s
     assert "fst on streetshift" in checks["config"][0]["found"]
     assert [check["status"] for check in checks["layout"]] == ["ok", "ok"]
     assert "train 4, val 2 images" in checks["layout"][1]["found"]
-    source, val = checks["labels"]
-    assert source["found"].startswith("train/source: ")
+    labels = {check["found"].partition(":")[0]: check for check in checks["labels"]}
+    source, val = labels["train/source"], labels["val"]
     assert sum(source["details"].values()) == 4 * 32 * 64  # every pixel of every label
     assert sum(val["details"].values()) == 2 * 32 * 64
     assert source["details"]["road"] > source["details"]["person"]
