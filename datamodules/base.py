@@ -99,6 +99,14 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
         #: What :meth:`checked` found last, by root argument; the run card quotes it.
         self.reports: dict[str, LayoutReport] = {}
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What is done to every image or volume before a network sees it, plain values: prediction repeats it.
+
+        The keys are those of :func:`zoo.pictures.prepared`; ``volume`` holds the settings of volumes.
+        """
+        return {}
+
     # What is on disk.
 
     @abstractmethod

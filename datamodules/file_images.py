@@ -54,6 +54,12 @@ class FileImageDataModule(ImageDataModule):
             )
         self.image_size, self.resize = image_size, resize
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """The resize and centre crop of evaluation images."""
+        resize = {} if self.resize is None else {"short_side": self.resize}
+        return {**resize, "crop": self.image_size}
+
     @abstractmethod
     def class_names(self, root: Path) -> tuple[str, ...]:
         """Names of the classes as files tell them, in the order of their numbers."""

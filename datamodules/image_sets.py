@@ -98,12 +98,11 @@ class FileImages:
         path = self.root / self._paths[position].decode()
         image = read_image(path)
         if self._resize is not None:
-            short = min(image.shape[1:])
-            height, width = (max(self._resize, round(n * self._resize / short)) for n in image.shape[1:])
-            image = resized(image[None], (height, width))[0]
+            height, width = image.shape[1:]
+            image = resized(image[None], short_side_size(height, width, self._resize))[0]
         try:
             if rng is None:
-                rows, columns = _centre(image, self._crop)
+                rows, columns = centre_window(image.shape[1], image.shape[2], self._crop.size[0])
             else:
                 rows, columns = self._crop.window((image.shape[1], image.shape[2]), None, rng)
         except ValueError as error:
@@ -116,13 +115,22 @@ def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
 
 
-def _centre(image: Tensor, crop: RandomCrop) -> tuple[slice, slice]:
-    """The middle window; a window that does not fit raises as a random one does."""
-    height, width = image.shape[1:]
-    if height < crop.size[0] or width < crop.size[1]:
-        return crop.window((height, width), None, np.random.default_rng(0))
-    top, left = round((height - crop.size[0]) / 2), round((width - crop.size[1]) / 2)
-    return slice(top, top + crop.size[0]), slice(left, left + crop.size[1])
+def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width of an image whose short side becomes ``short_side``; the aspect ratio is kept."""
+    height, width = (max(short_side, round(n * short_side / min(height, width))) for n in (height, width))
+    return height, width
+
+
+def centre_window(height: int, width: int, side: int) -> tuple[slice, slice]:
+    """The middle square of an image.
+
+    Raises:
+        ValueError: the image is smaller; said as a random crop says it.
+    """
+    if height < side or width < side:
+        return RandomCrop((side, side)).window((height, width), None, np.random.default_rng(0))
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    return slice(top, top + side), slice(left, left + side)
 
 
 class ImageSubset(Dataset[dict[str, Any]]):

@@ -38,6 +38,11 @@ class MemoryImageDataModule(ImageDataModule):
             raise ValueError(f"image_size must be at least 1, got {image_size}.")
         self.image_size = image_size
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """The resize of every image."""
+        return {} if self.image_size is None else {"size": [self.image_size, self.image_size]}
+
     @abstractmethod
     def arrays(self, split: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
         """Pixels ``[N,C,H,W]`` uint8 and labels ``[N]`` int64 of an official split."""

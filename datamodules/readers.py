@@ -129,6 +129,11 @@ def scaled_size(height: int, width: int, resize: Size) -> Size:
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
+def rescaled(images: Tensor, size: Size) -> Tensor:
+    """Images ``[B,3,H,W]`` at another size, bilinear."""
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+
 @dataclass(frozen=True)
 class RandomCrop:
     """A random window that is drawn again, up to ten times, while one class dominates it.
@@ -278,7 +283,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         if self.resize is None:
             return image.contiguous(), label
         size = scaled_size(image.shape[1], image.shape[2], self.resize)
-        image = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
+        image = rescaled(image[None], size)[0]
         if label is not None and self.resize_label:
             label = F.interpolate(label[None, None], size=size, mode="nearest")[0, 0]
         return image, label

@@ -50,6 +50,11 @@ class SegmentationDataModule(BenchmarkDataModule):
     def train_dataset(self, reports: Mapping[str, LayoutReport]) -> JointDataset:
         """The draws of training, from the checked roots."""
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """The resize of evaluation images."""
+        return {} if self.resize is None else {"resize": list(self.resize)}
+
     def setup(self, stage: str | None = None) -> None:
         """Check the roots this stage needs and open their datasets; raises LayoutError at once."""
         reports = self.checked(stage)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from datamodules.volume_files import (
     BrokenVolumeError,
     MissingAffine,
+    Volume,
     read_label,
     read_volume,
     spacing_of,
@@ -105,17 +107,40 @@ def process(image: Path, label: Path | None, settings: Processing) -> Processed:
         ImportError: nibabel or SciPy is not installed.
     """
     source = read_volume(image, settings.channels, settings.missing_affine)
+    mask = None if label is None else read_label(label, source, settings.missing_affine)
+    return process_read(source, mask, settings)
+
+
+def plain_settings(settings: Processing) -> dict[str, Any]:
+    """The settings as plain values, lists for tuples."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
+
+
+def settings_of(plain: Mapping[str, Any]) -> Processing:
+    """Back from :func:`plain_settings`."""
+    settings: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in plain.items()}
+    return Processing(**settings)
+
+
+def process_read(source: Volume, label: np.ndarray | None, settings: Processing) -> Processed:
+    """The same for a volume, and where given its label map, that were read already.
+
+    Raises:
+        BrokenVolumeError: there is no foreground.
+        ImportError: nibabel or SciPy is not installed.
+    """
     arrays = list(source.array)
     if label is not None:
-        arrays.append(read_label(label, source, settings.missing_affine))
+        arrays.append(label)
     arrays, affine = _canonical(arrays, source.affine)
     if settings.spacing is not None:
         arrays, affine = _respaced(arrays, affine, settings.spacing, labelled=label is not None)
     mask = arrays.pop() if label is not None else None
     volume = np.stack([_scaled(channel, settings) for channel in arrays])
     if not (volume > 0).any():
+        floor = settings.window[0] if settings.window else "its minimum"
         raise BrokenVolumeError(
-            f"{image} has no foreground: no voxel is above {settings.window[0] if settings.window else 'its minimum'}. "
+            f"{source.path} has no foreground: no voxel is above {floor}. "
             "Set processing.window to the volume's intensities, or skip_broken: true to leave such files out."
         )
     if settings.crop_foreground:

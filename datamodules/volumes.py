@@ -17,7 +17,7 @@ from datamodules.layout import Layout, LayoutError, LayoutReport, Pair
 from datamodules.volume_augment import VolumeAugment
 from datamodules.volume_cache import Job, Record, VolumeCache
 from datamodules.volume_lists import listed_pairs, read_list, report_pairs
-from datamodules.volume_processing import Processing
+from datamodules.volume_processing import Processing, plain_settings
 from datamodules.volume_sets import DrawnVolumes, Size3, WholeVolumes, collate_volumes
 
 
@@ -140,6 +140,11 @@ class VolumeDataModule(BenchmarkDataModule):
     def default_processing(cls) -> Processing:
         """What the benchmark's recipe does to volumes."""
         return Processing()
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """The settings that volumes are processed with."""
+        return {"volume": plain_settings(self.processing)}
 
     def processing_of(self, pair: Pair) -> Processing:
         """What is done to one volume."""

@@ -239,9 +239,17 @@ def test_bad_exports_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "holds 0 backbones of a teacher" in refused(capsys, "--checkpoint", run, "--all", out)
     torch.save({"state_dict": content["state_dict"]}, run)
     assert "does not say which backbone it holds" in refused(capsys, "--checkpoint", run, "--all", out)
-    with pytest.raises(SystemExit):
-        main(["export", "--checkpoint", str(run), str(out)])
-    assert "one of the arguments --all --size is required" in capsys.readouterr().err
+    for typed, complaint in (
+        (
+            ["--all", "--format", "onnx"],
+            "--all and --size write sub-networks of the teacher, without --format",
+        ),
+        (["--accuracy", "x.csv"], "belong to --all or --size"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["export", "--checkpoint", str(run), str(out), *typed])
+        assert complaint in capsys.readouterr().err
+    assert "does not say of which method it is" in refused(capsys, "--checkpoint", run, out)
 
 
 def test_other_files_are_not_extracted_networks(tmp_path: Path) -> None:

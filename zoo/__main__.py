@@ -12,7 +12,7 @@ TOOLS = {
     "list": "zoo.listing",
     "doctor": "zoo.doctor.command",
     "import": "zoo.checkpoints.show",
-    "export": "zoo.export",
+    "export": "zoo.export.command",
     "compare": "zoo.compare",
     "sweep": "zoo.sweeps",
 }
@@ -44,6 +44,8 @@ compare
 
 weights
   zoo import FILE [--to OUT.safetensors]  show what a file of weights is, and convert it
+  zoo export --checkpoint RUN.ckpt [--format onnx ...] FOLDER
+                                          write safetensors, timm, ONNX or torch.export files, checked against torch
   zoo export --checkpoint RUN.ckpt (--all | --size NAME ...) FOLDER
                                           write the sub-networks of a POA run, each as a plain network
 

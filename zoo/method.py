@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
 from typing import Any, Literal
@@ -19,10 +18,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from zoo.checkpoints.start import InitFrom
+from zoo.deployable import Deployable
 from zoo.optim import Optim, build_optimizer, clip_gradients, drop_frozen_gradients
 from zoo.optim_schedule import OptimSchedule
-from zoo.pretrained import restoring
-from zoo.teacher import Teacher
 
 Batch = dict[str, Any]
 
@@ -30,7 +28,7 @@ TRAINING_PARTS = "training_parts"
 """Submodule that callbacks hang their stateful parts on: in checkpoints, but not part of the network."""
 
 
-class Method(L.LightningModule):
+class Method(Deployable):
     """Base class of every paper method.
 
     A method assigns ``self.student`` (and, if it has any, :class:`~zoo.teacher.Teacher` submodules) in
@@ -65,6 +63,7 @@ class Method(L.LightningModule):
         # A checkpoint brings a dict; annotated as one, the command line would accept any key in it.
         self.optim = Optim(**optim) if isinstance(optim, dict) else optim or self.default_optim()
         self.init_from = init_from
+        self.benchmark = {}
         self._first_broken: Tensor | None = None
         self._loss_names: list[str] = []
         #: When the loader handed over the last batch (``time.perf_counter``); monitors read it.
@@ -111,7 +110,9 @@ class Method(L.LightningModule):
         return []
 
     def setup(self, stage: str) -> None:
-        """Put callbacks into the order of a training step and check that every teacher is moved by one."""
+        """Put callbacks into order, check that every teacher is moved by one, take the benchmark's facts."""
+        if (datamodule := getattr(self.trainer, "datamodule", None)) is not None:
+            self.take_facts(datamodule)
         callbacks = trainer_callbacks(self.trainer)
         callbacks.sort(key=lambda callback: getattr(callback, "step_order", 100))
         # It does nothing but look at the clock.
@@ -135,10 +136,6 @@ class Method(L.LightningModule):
                     f"EMATeacher(teacher={name!r}) to trainer.callbacks, or timing='manual' if the method "
                     "moves it by itself."
                 )
-
-    def named_teachers(self) -> Iterator[tuple[str, Teacher]]:
-        """The teachers among the submodules, by attribute path."""
-        return ((name, module) for name, module in self.named_modules() if isinstance(module, Teacher))
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """The trainer's autocast context, for forwards outside ``training_step``."""
@@ -218,14 +215,31 @@ class Method(L.LightningModule):
             drop_frozen_gradients(optimizer)
 
     @classmethod
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
-        """As Lightning's, but ``pretrained`` weights are not fetched: the file brings all of them."""
-        with restoring():
-            return super().load_from_checkpoint(*args, **kwargs)
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: Any, map_location: Any = "cpu", strict: bool | None = None, **changes: Any
+    ) -> Any:
+        """:meth:`from_pretrained` under Lightning's name, in training mode; ``changes`` are constructor arguments.
+
+        Unlike Lightning's, it calls nothing that the file names, and it is always strict.
+
+        Raises:
+            MisconfigurationException: ``strict=False``.
+        """
+        if strict is False:
+            raise MisconfigurationException(
+                "load_from_checkpoint(strict=False) would load a part without a word: use load_pretrained, which tells"
+            )
+        return cls.from_pretrained(checkpoint_path, map_location, **changes).train()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep of which method it is, and what prediction needs to know of the benchmark."""
+        checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        checkpoint["benchmark"] = dict(self.benchmark)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Without the callbacks that own it (evaluation, prediction), the state of training parts is left out."""
         self.has_started = True
+        self.benchmark = self.benchmark or checkpoint.get("benchmark", {})
         if not hasattr(self, TRAINING_PARTS):
             state = checkpoint["state_dict"]
             for key in [key for key in state if key.startswith(f"{TRAINING_PARTS}.")]:

@@ -149,7 +149,7 @@ class AST(nn.Module):
         tokens = (
             self.cls_token if self.dist_token is None else torch.cat((self.cls_token, self.dist_token), 1)
         )
-        prefix = (tokens + self.pos_prefix).expand(len(x), -1, -1)
+        prefix = (tokens + self.pos_prefix).expand(x.shape[0], -1, -1)
         return torch.cat((prefix.to(x.dtype), x + positions), 1)
 
     def forward_blocks(self, image: Tensor) -> list[Tensor]:

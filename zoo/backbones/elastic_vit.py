@@ -159,7 +159,7 @@ class ElasticViT(ElasticBackbone):
         mask = self.mask_grid(mask, image)
         x = self.patch_embed["proj"](image, width).flatten(2).transpose(1, 2)
         x = mask_tokens(x, None if mask is None else mask.flatten(1), leading(self.mask_token, 1, width))
-        cls_token = leading(self.cls_token, 1, 1, width).expand(len(x), -1, -1)
+        cls_token = leading(self.cls_token, 1, 1, width).expand(x.shape[0], -1, -1)
         return torch.cat([cls_token, x], 1) + self._positions(grid, width)
 
     def _positions(self, grid: tuple[int, int], width: int) -> Tensor:

@@ -78,6 +78,8 @@ class DeepLabResNet(TimmBackbone):
         for block, factor in zip(self.model.layer4, multi_grid, strict=True):
             block.conv2.dilation = block.conv2.padding = tuple(factor * d for d in block.conv2.dilation)
         self.model.maxpool.ceil_mode = ceil_mode
+        #: Whether timm computes the same under this name.
+        self.is_plain = tuple(multi_grid) == (1, 1, 1) and not ceil_mode
 
 
 def _check(argument: str, value: object, choices: tuple[object, ...]) -> None:

@@ -50,6 +50,8 @@ class TimmBackbone(nn.Module):
         self.model = timm.create_model(
             name, pretrained=pretrained, in_chans=in_chans, features_only=True, **kwargs
         )
+        #: What timm built the model with, but for the weights.
+        self.arguments = {"in_chans": in_chans, **kwargs}
         self.in_chans = in_chans
         self.channels: tuple[int, ...] = tuple(self.model.feature_info.channels())
         self.strides: tuple[int, ...] = tuple(self.model.feature_info.reduction())

@@ -94,6 +94,8 @@ class TimmViT(nn.Module):
         self.model: VisionTransformer = timm.create_model(
             name, pretrained=pretrained, in_chans=in_chans, num_classes=0, dynamic_img_size=True, **kwargs
         )
+        #: What timm built the model with, but for the weights and the size of images that may change.
+        self.name, self.arguments = name, {"in_chans": in_chans, "num_classes": 0, **kwargs}
         depth = len(self.model.blocks)
         if drop_path_rate and not all(type(block) is Block for block in self.model.blocks):
             raise ValueError(f"drop_path_rate={drop_path_rate}: {name!r} has blocks of its own, set it to 0")
@@ -144,7 +146,7 @@ class TimmViT(nn.Module):
         extra = [token for token in (model.cls_token, model.reg_token) if token is not None]
         prefix = torch.cat(extra, 1) if extra else x.new_zeros(1, 0, x.shape[-1])
         of_prefix, of_patches = self._positions(grid)
-        x = torch.cat(((prefix + of_prefix).expand(len(x), -1, -1).to(x.dtype), x + of_patches), 1)
+        x = torch.cat(((prefix + of_prefix).expand(x.shape[0], -1, -1).to(x.dtype), x + of_patches), 1)
         return model.norm_pre(model.pos_drop(x)), prefix.shape[1]
 
     def _tokens(self, x: Tensor, prefix: int) -> Tokens:

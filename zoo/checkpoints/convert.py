@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
-
-from safetensors.torch import save_file
 
 from zoo import __version__
 from zoo.checkpoints.files import CheckpointError, WeightFile
 from zoo.checkpoints.readings import Candidate
+from zoo.checkpoints.write import write_tensors
 
 #: Facts of the authors' file that say what it is; the others (settings of a whole run) stay behind.
 KEPT_FACTS = (
@@ -28,7 +26,6 @@ def card_of(file: WeightFile, candidate: Candidate) -> dict[str, str]:
     """The card of converted weights: strings, as the header of a safetensors file holds them."""
     facts = {name: _plain(file.facts[name]) for name in KEPT_FACTS if name in file.facts}
     return {
-        "format": "pt",
         "selfzoo": __version__,
         "source": Path(file.title).name if Path(file.title).exists() else file.title,
         "importer": candidate.importer.name,
@@ -49,17 +46,7 @@ def convert(file: WeightFile, candidate: Candidate, path: Path) -> None:
         raise CheckpointError(
             f"{path}: weights are written as safetensors; call the file {path.stem}.safetensors"
         )
-    # parts of a larger tensor would drag the whole of it along
-    tensors = {name: tensor.clone().contiguous() for name, tensor in candidate.tensors.items()}
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, card_of(file, candidate))
-        temporary.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(candidate.tensors, path, card_of(file, candidate))
 
 
 def _plain(value: Any) -> Any:

@@ -244,11 +244,11 @@ def canonical(name: str) -> str:
     return re.sub(r"^backbone\.(?:(?:model|backbone)\.)+", "backbone.", name)
 
 
-def unwrapped(tensors: Tensors) -> Tensors:
+def unwrapped(tensors: Tensors, containers: bool = True) -> Tensors:
     """Names without the levels that data-parallel training, compilation and containers put in between.
 
     Such a level is the only child of its parent: all names below the parent go through it. A container
-    counts at the beginning of the names alone.
+    counts at the beginning of the names alone, and not without ``containers``.
     """
     children: dict[str, set[str]] = {}
     for name in tensors:
@@ -260,7 +260,7 @@ def unwrapped(tensors: Tensors) -> Tensors:
         kept: list[str] = []
         parts = name.split(".")
         for depth, part in enumerate(parts):
-            levels = WRAPPERS if kept else WRAPPERS + CONTAINERS
+            levels = WRAPPERS if kept or not containers else WRAPPERS + CONTAINERS
             only_child = len(children[".".join(parts[:depth])]) == 1
             if not (only_child and part in levels and depth < len(parts) - 1):
                 kept.append(part)

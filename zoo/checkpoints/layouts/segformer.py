@@ -34,7 +34,7 @@ _RELEASED = (
     Drop(r"^backbone\.head\."),  # the ImageNet classifier
     Below("backbone", _FROM_MMSEG),
 )
-_TO_PVT = (
+TO_PVT = (
     Rename(r"^patch_embed1\.", "patch_embed."),
     Rename(r"^patch_embed([2-4])\.", lambda m: f"stages.{int(m[1]) - 1}.downsample."),
     Rename(r"^block(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
@@ -78,7 +78,7 @@ SEGFORMER_AS_PVT = Importer(
     "segformer_as_pvt",
     "MiT encoder of SegFormer under the names of timm's pvt_v2, which is the same function",
     _MARKERS,
-    (*_RELEASED, Below("backbone", _TO_PVT)),
+    (*_RELEASED, Below("backbone", TO_PVT)),
     UDA_NETWORKS,
     describe=lambda state: describe(Below("backbone", _FROM_PVT).apply(state)),
 )

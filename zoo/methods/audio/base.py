@@ -8,11 +8,12 @@ import numpy as np
 import torch
 import torchaudio.functional as AF
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
 from callbacks import default_monitors
 from zoo.method import Batch, Method
 from zoo.nn.audio_features import AudioFeatures
+from zoo.nn.deployed import BackboneFeatures, OfSpectrograms
 from zoo.optim import Optim
 
 Waveform = np.ndarray | Tensor
@@ -29,6 +30,8 @@ class AudioMethod(Method):
         optim: see :class:`zoo.optim.Optim`.
         init_from: see :class:`zoo.Method`.
     """
+
+    input_name = "spectrogram"
 
     def __init__(self, optim: Optim | None = None, init_from: str | None = None) -> None:
         super().__init__(optim, init_from)
@@ -58,6 +61,29 @@ class AudioMethod(Method):
         super().on_load_checkpoint(checkpoint)
         if "audio_features" in checkpoint:
             self.front_end = AudioFeatures.of(checkpoint["audio_features"]).to(self.device)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """The pipeline's settings."""
+        return {"audio_features": self.front_end.settings}
+
+    def example_input(self, size: tuple[int, ...] | None = None) -> Tensor:
+        """Two spectrograms ``[2, T, mels]`` of noise, as long as the pipeline makes them.
+
+        Args:
+            size: another (T, mels).
+        """
+        settings: dict[str, Any] = self.front_end.settings
+        shape = size or (settings["target_length"], settings["bank"]["mels"])
+        return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(self.device) / 2
+
+    def deployed(self, network: nn.Module) -> nn.Module:
+        """Tokens of the backbone, ``cls`` and ``patches``."""
+        return self.deployed_backbone(network)
+
+    def deployed_backbone(self, network: Any) -> nn.Module:
+        """The same."""
+        return OfSpectrograms(BackboneFeatures(network.backbone), ("cls", "patches"))
 
     def image(self, batch: Batch) -> Tensor:
         """Spectrograms of a batch the way backbones take them: ``[B, 1, mels, T]``.

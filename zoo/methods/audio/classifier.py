@@ -13,6 +13,7 @@ from zoo.method import Batch
 from zoo.methods.audio.base import AudioMethod, as_image, named
 from zoo.methods.audio.scores import ClipScores
 from zoo.nn.audio_augment import multi_hot
+from zoo.nn.deployed import OfSpectrograms
 from zoo.optim import Optim
 from zoo.registry import create_backbone
 
@@ -165,6 +166,10 @@ class AudioClassifier(AudioMethod):
         return label if label.is_floating_point() else multi_hot(label, self.num_classes)
 
     # -- evaluation -------------------------------------------------------------------------------------
+
+    def deployed(self, network: nn.Module) -> nn.Module:
+        """Logits of spectrograms."""
+        return OfSpectrograms(network, ("logits",))
 
     def forward(self, spectrogram: Tensor) -> Tensor:
         """Scores ``[B, C]`` in [0, 1] of spectrograms ``[B, T, mels]``."""

@@ -6,22 +6,22 @@ import os
 from random import Random
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from PIL import Image
 from torch import Tensor, nn
 
 from callbacks import CollapseMonitor, EMATeacher, default_monitors
 from zoo.backbones.tokens import create_token_backbone
 from zoo.method import Batch, Method
+from zoo.nn.deployed import Tokens as DeployedTokens
 from zoo.nn.heads.dino import DINOHead
 from zoo.nn.masking import BlockMasking, Masks
 from zoo.nn.targets import Centre, Sinkhorn
 from zoo.nn.token_network import TokenNetwork
 from zoo.nn.tokens import Tokens
 from zoo.optim import Optim
+from zoo.pictures import Picture, prepared
 from zoo.schedules import linear
 from zoo.teacher import Teacher
 
@@ -231,6 +231,14 @@ class SelfDistillation(Method):
 
     # -- evaluation -------------------------------------------------------------------------------------
 
+    def evaluated(self) -> nn.Module:
+        """The teacher."""
+        return self.teacher
+
+    def deployed(self, network: nn.Module) -> nn.Module:
+        """``cls`` and ``patches`` of images; the heads of pre-training are left out."""
+        return DeployedTokens(network)
+
     def forward(self, image: Tensor) -> Tensor:
         """The same as :meth:`features`."""
         return self.features(image)
@@ -282,20 +290,13 @@ class SelfDistillation(Method):
         return {"features": self.features(batch["image"]), **kept}
 
     @torch.no_grad()
-    def predict(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
-        """Describe one image.
+    def predict(self, image: Picture) -> Tensor:
+        """Describe one image, resized and cut as those of the benchmark it was trained on.
 
         Args:
-            image: PIL image; uint8 array ``[H, W, 3]``; uint8 tensor ``[3, H, W]`` or float tensor in [0, 1].
+            image: PIL image; array ``[H, W, 3]`` or tensor ``[3, H, W]``, uint8 or float in [0, 1].
 
         Returns:
             Features ``[D]``, on the method's device.
         """
-        if isinstance(image, Image.Image):
-            image = np.array(image.convert("RGB"))
-        if isinstance(image, np.ndarray):
-            image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-        if image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(f"image has shape {tuple(image.shape)}: expected one RGB image, [3, H, W]")
-        pixels = image.to(self.device)
-        return self.features((pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels)[None])[0]
+        return self.features(prepared(image, self.preprocessing, self.device))[0]

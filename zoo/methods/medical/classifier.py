@@ -8,18 +8,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from callbacks import default_monitors
-from zoo.method import Batch, Method
-from zoo.methods.medical.voco import one_volume
+from zoo.method import Batch
+from zoo.methods.medical.base import Volume, VolumeMethod
 from zoo.nn.volume_networks import PooledClassifier
 from zoo.optim import Optim
 from zoo.registry import create_backbone
 
 
-class VolumeClassifier(Method):
+class VolumeClassifier(VolumeMethod):
     """A 3-D backbone, average pooling, one linear layer; cross-entropy.
 
     The downstream recipe of VoCo on CC-CCII. Batches hold ``volume`` ``[B, C_in, X, Y, Z]``, float in [0, 1], all of
@@ -87,6 +87,10 @@ class VolumeClassifier(Method):
         """Logits ``[B, C]`` of volumes ``[B, C_in, X, Y, Z]`` in [0, 1]."""
         return self.student(volume)
 
+    def deployed(self, network: nn.Module) -> nn.Module:
+        """Logits of volumes."""
+        return network
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count one batch."""
         self.val_accuracy.update(self(batch["volume"]), batch["label"])
@@ -114,10 +118,10 @@ class VolumeClassifier(Method):
         return {"label": label, "confidence": confidence, **kept}
 
     @torch.no_grad()
-    def predict(self, volume: np.ndarray | Tensor) -> int:
-        """The class of one volume, float in [0, 1], ``[X, Y, Z]`` or ``[C_in, X, Y, Z]``."""
+    def predict(self, volume: Volume, affine: np.ndarray | Tensor | None = None) -> int:
+        """The class of one volume; for the arguments see :meth:`prepared`."""
         training = self.student.training
         self.student.eval()
-        label = int(self(one_volume(volume, self.device)).argmax(1))
+        label = int(self(self.prepared(volume, affine)[0]).argmax(1))
         self.student.train(training)
         return label

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
+from torch import Tensor, nn
 
 from callbacks import VolumePanel, default_monitors
-from zoo.method import Batch, Method
-from zoo.methods.medical.voco import one_volume
+from zoo.method import Batch
+from zoo.methods.medical.base import Volume, VolumeMethod
 from zoo.nn.volume_inference import SlidingWindow
 from zoo.nn.volume_losses import deep_dice_cross_entropy
 from zoo.nn.volume_networks import VolumeSegmentor
@@ -21,7 +21,7 @@ from zoo.registry import create_backbone
 from zoo.volume_metrics import VolumeScores
 
 
-class VolumeSegmenter(Method):
+class VolumeSegmenter(VolumeMethod):
     """Swin UNETR, or any 3-D backbone under the UNETR decoder, trained with Dice and cross-entropy.
 
     The downstream recipe of VoCo. Training batches hold ``volume`` ``[B, C_in, x, y, z]``, float in [0, 1] (crops),
@@ -104,6 +104,10 @@ class VolumeSegmenter(Method):
         """Logits ``[B, C, X, Y, Z]`` of whole volumes ``[B, C_in, X, Y, Z]`` in [0, 1], predicted in windows."""
         return self.inference(self.student, volume)
 
+    def deployed(self, network: nn.Module) -> nn.Module:
+        """Logits of one window."""
+        return network
+
     # -- evaluation -------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -169,17 +173,24 @@ class VolumeSegmenter(Method):
         return {"label": label, **kept}
 
     @torch.no_grad()
-    def predict(self, volume: np.ndarray | Tensor) -> Tensor:
+    def predict(self, volume: Volume, affine: np.ndarray | Tensor | None = None) -> Tensor:
         """Segment one volume.
 
         Args:
-            volume: float in [0, 1], ``[X, Y, Z]`` or ``[C_in, X, Y, Z]``, spaced and windowed as in training.
+            volume: a file, or an array or tensor ``[X, Y, Z]`` or ``[C_in, X, Y, Z]``, see :meth:`prepared`.
+            affine: of a raw scan.
 
         Returns:
-            Label map ``[X, Y, Z]``, int64.
+            Label map ``[X, Y, Z]``, int64, on the grid of what was given.
         """
         training = self.student.training
         self.student.eval()
-        label = self(one_volume(volume, self.device))[0].argmax(0)
+        batch, done = self.prepared(volume, affine)
+        label = self(batch)[0].argmax(0)
         self.student.train(training)
-        return label
+        if done is None:
+            return label
+        from datamodules.volume_processing import to_original_space
+
+        grid = done.affine, done.original_size, done.original_affine
+        return torch.from_numpy(to_original_space(label.cpu().numpy(), *grid)).to(self.device)

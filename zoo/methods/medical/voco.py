@@ -11,7 +11,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from callbacks import CollapseMonitor, EMATeacher, PositionPanel, default_monitors
-from zoo.method import Batch, Method
+from zoo.method import Batch
+from zoo.methods.medical.base import Volume, VolumeMethod
 from zoo.nn.heads.voco import Projector
 from zoo.nn.positions import Negatives, overlap_labels, position_loss, separation_loss, similarity
 from zoo.nn.volume_networks import PositionNetwork
@@ -20,7 +21,7 @@ from zoo.registry import create_backbone
 from zoo.teacher import Teacher
 
 
-class VoCo(Method):
+class VoCo(VolumeMethod):
     """Predict from features alone how much a random crop of a volume overlaps each of its base crops.
 
     Predicted overlaps are similarities (ReLU of the cosine) of projections. Terms: ``intra``, the student's crops
@@ -218,9 +219,13 @@ class VoCo(Method):
         return {"features": self.features(batch["volume"]), **kept}
 
     @torch.no_grad()
-    def predict(self, volume: np.ndarray | Tensor) -> Tensor:
-        """Describe one volume, float in [0, 1], ``[X, Y, Z]`` or ``[C, X, Y, Z]``: features ``[D]``."""
-        return self.features(one_volume(volume, self.device))[0]
+    def predict(self, volume: Volume, affine: np.ndarray | Tensor | None = None) -> Tensor:
+        """Describe one volume: features ``[D]``; for the arguments see :meth:`prepared`."""
+        training = self.student.training
+        self.student.eval()
+        features = self.features(self.prepared(volume, affine)[0])[0]
+        self.student.train(training)
+        return features
 
 
 class VoCoCVPR(VoCo):
@@ -256,15 +261,3 @@ class VoCoCVPR(VoCo):
             inter_weight=inter_weight,
             **kwargs,
         )
-
-
-def one_volume(volume: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """One volume as a batch ``[1, C, X, Y, Z]``.
-
-    Raises:
-        ValueError: it has neither three nor four axes.
-    """
-    volume = torch.from_numpy(np.ascontiguousarray(volume)) if isinstance(volume, np.ndarray) else volume
-    if volume.ndim not in (3, 4):
-        raise ValueError(f"volume has shape {list(volume.shape)}: expected [X, Y, Z] or [C, X, Y, Z]")
-    return volume.to(device)[None] if volume.ndim == 4 else volume.to(device)[None, None]

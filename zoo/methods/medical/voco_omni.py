@@ -12,6 +12,7 @@ from callbacks import PseudoLabeler, PseudoLabelMonitor, SnapshotTeacher
 from zoo.method import Batch, Method
 from zoo.methods.medical.voco import VoCo
 from zoo.nn import FixedThreshold
+from zoo.nn.deployed import VolumeFeatures
 from zoo.nn.volume_losses import dice_cross_entropy
 from zoo.nn.volume_networks import OmniNetwork, resized
 from zoo.teacher import Teacher
@@ -146,6 +147,10 @@ class VoCoOmni(VoCo):
             taught = self._segmentation(logits, part["pseudo_label"], part["pseudo_weight"])
             terms |= {f"pseudo_{name}": self.pseudo_weight * loss for name, loss in taught.items()}
         return terms
+
+    def deployed(self, network: nn.Module) -> nn.Module:
+        """Embeddings and logits of volumes."""
+        return VolumeFeatures(network, segments=True)
 
     def _segmentation(self, logits: Tensor, label: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
         return dice_cross_entropy(logits, label, weight, self.ignore_index)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from callbacks import PredictionPanel, WritePredictions, default_monitors
 from zoo.method import Batch, Method
 from zoo.metrics import SegmentationIoU
 from zoo.nn import Inference, Segmentor, build_segmentor, pixel_cross_entropy
 from zoo.optim import Optim
+from zoo.pictures import Picture, as_pixels, prepared
 
 
 class SegmentationMethod(Method):
@@ -101,9 +100,10 @@ class SegmentationMethod(Method):
         """Logits ``[B, C, h, w]`` of the evaluated network for one view ``[B, 3, h, w]``."""
         return self.evaluated()(image)
 
-    def evaluated(self) -> nn.Module:
-        """The network that is evaluated and predicts: the student, where a paper does not say otherwise."""
-        return self.student
+    def example_input(self, size: tuple[int, ...] | None = None) -> Tensor:
+        """Images as :meth:`Deployable.example_input` makes them, by default of 512 x 512 where any size will do."""
+        built_for = getattr(self.student.backbone, "img_size", None)
+        return super().example_input(size or ((built_for,) * 2 if built_for else (512, 512)))
 
     def cross_entropy(self, logits: Tensor, part: Batch) -> Tensor:
         """Cross-entropy of ``part["label"]``, weighted by its ``weight`` if it has one, over *all* pixels."""
@@ -186,24 +186,18 @@ class SegmentationMethod(Method):
         return {"label": label.to(torch.uint8), "confidence": confidence, "name": batch.get("name")}
 
     @torch.no_grad()
-    def predict(self, image: Image.Image | np.ndarray | Tensor) -> Tensor:
-        """Segment one image.
+    def predict(self, image: Picture) -> Tensor:
+        """Segment one image, resized as those of the benchmark it was trained on.
 
         Args:
-            image: PIL image; uint8 array ``[H, W, 3]``; uint8 tensor ``[3, H, W]`` or float tensor in [0, 1].
+            image: PIL image; array ``[H, W, 3]`` or tensor ``[3, H, W]``, uint8 or float in [0, 1].
 
         Returns:
-            Label map ``[H, W]``, int64, on the method's device.
+            Label map ``[H, W]``, int64, at the image's own size, on the method's device.
         """
-        if isinstance(image, Image.Image):
-            image = np.array(image.convert("RGB"))
-        if isinstance(image, np.ndarray):
-            image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-        if image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(f"image has shape {tuple(image.shape)}: expected one RGB image, [3, H, W]")
-        pixels = image.to(self.device).float() / 255 if image.dtype == torch.uint8 else image.to(self.device)
+        pixels = as_pixels(image)
         network, training = self.evaluated(), self.training
         network.eval()
-        label = self(pixels[None])[0].argmax(0)
+        logits = self(prepared(pixels, self.preprocessing, self.device), tuple(pixels.shape[-2:]))
         self.train(training)
-        return label
+        return logits[0].argmax(0)

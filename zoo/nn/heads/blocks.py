@@ -72,8 +72,8 @@ class PooledConv(nn.Sequential):
             ValueError: batch norm would have to normalise a single value: one image and one cell in training.
         """
         norm = self.get_submodule("1.bn")
-        images = len(x) * (rank_count() if isinstance(norm, nn.SyncBatchNorm) else 1)
-        if images * self.bins**2 == 1 and norm.training:
+        ranks = rank_count() if isinstance(norm, nn.SyncBatchNorm) else 1
+        if norm.training and len(x) * ranks * self.bins**2 == 1:
             raise ValueError(
                 "a batch of one image cannot be trained with a decode head that pools the whole image "
                 "(deeplabv3plus, pspnet, upernet): batch norm sees a single value per channel. Set "

@@ -1,11 +1,10 @@
-"""`zoo export`: the sub-networks of a trained elastic backbone as files."""
+"""`zoo export --all`, `--size`: the sub-networks of a trained elastic backbone as files."""
 
 from __future__ import annotations
 
 import argparse
 import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +17,6 @@ from zoo.registry import create_backbone
 from zoo.size_plot import plot_accuracy
 
 _TEACHER_BACKBONE = re.compile(r"^teacher\.(?:.*\.)?backbone\.")
-
-
-def main(argv: Sequence[str]) -> int:
-    """Do what ``zoo export`` was asked for; wrong arguments and files are one line and the exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog="zoo export",
-        description="Write sub-networks of a pre-training run's teacher as safetensors files, with a table.",
-    )
-    parser.add_argument("folder", type=Path, help="where to write; is made if need be")
-    parser.add_argument("--method", choices=[*EXPORTERS], default="poa", help="default: poa")
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="checkpoint of a run, or authors' file"
-    )
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--all", action="store_true", help="every size of the family")
-    which.add_argument(
-        "--size", action="append", metavar="NAME", help="vit_small, vit_w448_d13, ...; repeatable"
-    )
-    parser.add_argument("--backbone", help="name of the backbone, where the checkpoint does not say it")
-    parser.add_argument(
-        "--img_size",
-        type=int,
-        help="image that operations are counted for (default: that of the ViT, or 224)",
-    )
-    parser.add_argument("--accuracy", type=Path, help="CSV with name,accuracy: also draw FOLDER/sizes.png")
-    arguments = parser.parse_args(argv)
-    try:
-        EXPORTERS[arguments.method](arguments)
-    except (ValueError, OSError) as error:
-        print(f"zoo export: error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def export_poa(arguments: argparse.Namespace) -> None:
@@ -111,6 +78,3 @@ def teacher_backbone(path: Path, name: str | None = None) -> ElasticBackbone:
     (state,) = states.values()
     load_exactly(backbone, state, str(path))
     return backbone.eval()
-
-
-EXPORTERS: dict[str, Callable[[argparse.Namespace], None]] = {"poa": export_poa}
