@@ -13,6 +13,7 @@ espeak-ng and flite.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from pathlib import Path
 
@@ -70,8 +71,11 @@ def main() -> None:
         print(summary(results, ORDER, seeds))
         return
     SpokenKeywords().prepare_data()
-    spent = statistics.mean(result.cpu_seconds for result in run_jobs(first, folder, arguments.workers))
+    before = run_jobs(first, folder, arguments.workers)
     results = run_jobs(second, folder, arguments.workers)
+    record = json.dumps([vars(result) for result in (*before, *results)], indent=1)
+    (folder / "results.json").write_text(record)
+    spent = statistics.mean(result.cpu_seconds for result in before)
     print(f"{summary(results, ORDER, seeds)}\n\npre-training: {spent:.0f} CPU s each, on average")
 
     for over in ORDER[1:]:
