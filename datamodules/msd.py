@@ -93,7 +93,7 @@ class MSD(DecathlonVolumes):
         self.task = task
         super().__init__(
             root=root,
-            num_val=num_val or max(1, _TASKS[task].train // 5),
+            num_val=max(1, _TASKS[task].train // 5) if num_val is None else num_val,
             processing=processing or processing_of_task(task),
             **common,
         )

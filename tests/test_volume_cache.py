@@ -204,6 +204,18 @@ def test_warped_brains(tmp_path: Path) -> None:
     assert not torch.equal(batch["label"][0], batch["label"][1])
 
 
+def test_regions_of_colin27(tmp_path: Path) -> None:
+    """As mricron-data unpacks: a T1 and the atlas on its grid, whose regions a text file names."""
+    root = tiny.colin_tree(tmp_path / "unpacked")
+    data = PackagedBrains(
+        "colin27", str(root), stride=2, rendered=str(tmp_path / "r"), cache_folder=str(tmp_path / "c"), **FEW
+    )
+    assert data.classes == ("background", "Precentral_L", "Precentral_R")
+    data.prepare_data()
+    data.setup("fit")
+    assert set(train_batch(data)["label"].unique().tolist()) == {0, 1, 2}
+
+
 def test_brains_that_are_not_installed(tmp_path: Path) -> None:
     with pytest.raises(LayoutError, match=r"mni152 .*is not in .*Get it: pip install nilearn"):
         PackagedBrains(root=str(tmp_path))

@@ -131,6 +131,31 @@ def test_msd_tasks_by_rule(tmp_path: Path, task: Any, channels: int, classes: in
     assert len(data.datasets["val"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("task", "volumes", "channels", "window"),
+    [
+        ("Task01_BrainTumour", (484, 266), 4, None),
+        ("Task02_Heart", (20, 10), 1, None),
+        ("Task03_Liver", (131, 70), 1, (-175.0, 250.0)),
+        ("Task04_Hippocampus", (260, 130), 1, None),
+        ("Task05_Prostate", (32, 16), 2, None),
+        ("Task06_Lung", (63, 32), 1, (-1000.0, 500.0)),
+        ("Task07_Pancreas", (281, 139), 1, (-175.0, 250.0)),
+        ("Task08_HepaticVessel", (303, 140), 1, (-175.0, 250.0)),
+        ("Task09_Spleen", (41, 20), 1, (-175.0, 250.0)),
+        ("Task10_Colon", (126, 64), 1, (-175.0, 250.0)),
+    ],
+)
+def test_facts_of_all_ten_tasks(task: Any, volumes: tuple[int, int], channels: int, window: Any) -> None:
+    data = MSD(task)
+    assert tuple(data.tree().splits[split].counts[0] for split in ("train", "test")) == volumes
+    assert (data.processing.num_channels, data.processing.window) == (channels, window)
+    assert data.processing.spacing == ((1.0,) * 3 if window is None else (1.5,) * 3)
+    assert data.num_val == volumes[0] // 5
+    with pytest.raises(ValueError, match="num_val must be at least 1, got 0"):
+        MSD(task, num_val=0)
+
+
 def test_msd_predicts_its_test_volumes(tmp_path: Path) -> None:
     data = ready("msd", tmp_path, "predict", predict_split="test")
     batch = data.on_after_batch_transfer(next(iter(data.predict_dataloader())), 0)

@@ -171,6 +171,17 @@ def brains_tree(root: Path) -> Path:
     return root
 
 
+def colin_tree(root: Path) -> Path:
+    """Colin-27 and its atlas as Debian's mricron-data unpacks, tiny: a bright ball of two regions."""
+    size, folder = (24, 28, 20), root / "usr/share/mricron/templates"
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, side) for side in size), indexing="ij"))
+    ball = (grid**2).sum(0) < 0.8
+    save(folder / "ch2.nii.gz", (200 * ball).astype(np.uint8), np.eye(4))
+    save(folder / "aal.nii.gz", (ball * np.where(grid[0] < 0, 1, 2)).astype(np.uint8), np.eye(4))
+    (folder / "aal.nii.txt").write_text("1 Precentral_L 2001\n2 Precentral_R 2002\n")
+    return root
+
+
 #: TorsoPhantom and TorsoScanners with a few volumes.
 FEW: dict[str, Any] = {"num_train": 4, "num_val": 2, "num_test": 1}
 

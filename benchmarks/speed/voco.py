@@ -42,7 +42,7 @@ from zoo.methods.medical.voco import VoCo
 from zoo.nn import SlidingWindow, VolumeCrops
 
 SIZE = (192, 192, 64)
-WARMUP = 2
+WARMUP = 1
 
 
 class Clock(L.Callback):
