@@ -68,7 +68,8 @@ def test_what_is_read_is_what_was_rendered(game: Path) -> None:
             assert np.array(stored.convert("RGB"))[label == ROAD].tolist()[0] == list(PALETTE[ROAD])
     batch = next(iter(data.train_dataloader()))
     assert set(batch["source"]) == {"image", "label", "index"}
-    assert set(batch["target"]) == {"image", "index"}
+    assert set(batch["target"]) == {"image", "index", "truth"}
+    assert set(data.on_after_batch_transfer(batch, 0)["target"]) == {"image", "index"}  # what anybody gets
 
 
 def test_rendered_trees_do_not_need_the_game(game: Path) -> None:

@@ -264,7 +264,8 @@ def test_semi_supervised_batches() -> None:
     data.setup()
     batch = next(iter(data.train_dataloader()))
     assert set(batch["labelled"]) == {"image", "label", "index"}
-    assert set(batch["unlabelled"]) == {"image", "index"}
+    assert set(batch["unlabelled"]) == {"image", "index", "truth"}
+    assert set(data.on_after_batch_transfer(batch, 0)["unlabelled"]) == {"image", "index"}  # what anybody gets
     assert set(batch["labelled"]["label"].unique().tolist()) <= {*TRAIN_IDS}
     assert len(data.datasets["test"]) == 2
 
