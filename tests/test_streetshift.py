@@ -265,7 +265,8 @@ def test_semi_supervised_batches() -> None:
     batch = next(iter(data.train_dataloader()))
     assert set(batch["labelled"]) == {"image", "label", "index"}
     assert set(batch["unlabelled"]) == {"image", "index", "truth"}
-    assert set(data.on_after_batch_transfer(batch, 0)["unlabelled"]) == {"image", "index"}  # what anybody gets
+    given = data.on_after_batch_transfer(batch, 0)  # what anybody gets
+    assert set(given["unlabelled"]) == {"image", "index"}
     assert set(batch["labelled"]["label"].unique().tolist()) <= {*TRAIN_IDS}
     assert len(data.datasets["test"]) == 2
 
