@@ -16,6 +16,7 @@ from callbacks.probes import KNNProbe, LinearProbe
 from callbacks.pseudo_label import PseudoLabeler, TeacherPrediction
 from callbacks.pseudo_labels import PseudoLabelMonitor
 from callbacks.run_card import RunCard
+from callbacks.sample_scores import SampleScores
 from callbacks.snapshot_teacher import SnapshotTeacher
 from callbacks.teacher_distance import TeacherDistance
 from callbacks.throughput import Throughput
@@ -53,6 +54,7 @@ __all__ = [
     "ReconstructionPanel",
     "ReduceOnPlateau",
     "RunCard",
+    "SampleScores",
     "SnapshotTeacher",
     "TeacherDistance",
     "TeacherPrediction",

@@ -45,7 +45,7 @@ def test_wrong_use_is_one_line(three: str, capsys: pytest.CaptureFixture[str]) -
     assert "the runs monitor val/loss, val/mIoU: choose one with --metric" in capsys.readouterr().err
     (write_run("scored") / "sample_scores.csv").write_text("a,b\n1,2\n")
     assert main(["compare", "scored"]) == 2
-    assert "expected the columns name and score" in capsys.readouterr().err
+    assert "expected the column name and one for every metric" in capsys.readouterr().err
 
 
 def test_curve_of_a_resumed_run_is_whole() -> None:

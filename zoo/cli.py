@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from callbacks import ExactResume, RunCard, WandbCheckpoint
+from callbacks import ExactResume, RunCard, SampleScores, WandbCheckpoint
 from datamodules.base import BenchmarkDataModule
 from zoo import notices, registry
 from zoo.cards import Card
@@ -201,6 +201,8 @@ class ZooCLI(LightningCLI):
             plain = yaml.safe_load(dump_config(self._parser(self.verb), run))
             seed = None if run.seed_everything is False else run.seed_everything
             callbacks.append(RunCard(str(folder), plain, method, benchmark, seed))
+        if self.verb == "test" and not any(isinstance(callback, SampleScores) for callback in configured):
+            callbacks.append(SampleScores(str(folder)))
         if self.verb == "fit" and config.enable_checkpointing is not False:
             if not any(isinstance(callback, ExactResume) for callback in configured):
                 callbacks.append(ExactResume())

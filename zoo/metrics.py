@@ -9,6 +9,34 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
+def image_iou(
+    prediction: Tensor,
+    label: Tensor,
+    num_classes: int,
+    ignore_index: int = 255,
+    classes: Sequence[int] | None = None,
+) -> Tensor:
+    """Mean IoU of every image by itself, ``[B]`` in [0, 1]: over the classes in its truth or its prediction.
+
+    Args:
+        prediction: classes ``[B, H, W]``.
+        label: classes or ``ignore_index``, ``[B, H, W]``.
+        num_classes: C.
+        ignore_index: label of pixels that do not count.
+        classes: the classes in the mean; ``None``: all.
+    """
+    found = []
+    for said, truth in zip(prediction, label, strict=True):
+        counted = truth != ignore_index
+        pairs = truth[counted].long() * num_classes + said[counted].long()
+        confusion = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+        right = confusion.diagonal()
+        union = confusion.sum(0) + confusion.sum(1) - right
+        iou = torch.where(union > 0, right / union.clamp(min=1), torch.nan)
+        found.append((iou if classes is None else iou[list(classes)]).nanmean())
+    return torch.stack(found)
+
+
 class SegmentationIoU(Metric):
     """Intersection over union per class and its mean, from one confusion matrix over all images.
 

@@ -9,6 +9,26 @@ from torchmetrics import Metric
 from zoo.extras import require
 
 
+def volume_dice(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """Mean Dice over the organs that are there, of every volume by itself: ``[B]`` in [0, 1], NaN without organs.
+
+    Args:
+        prediction: classes ``[B, X, Y, Z]``.
+        label: classes ``[B, X, Y, Z]``; class 0 is background.
+        num_classes: C.
+    """
+    found = []
+    for said, truth in zip(prediction.flatten(1).long(), label.flatten(1).long(), strict=True):
+        inside = truth < num_classes
+        pairs = truth[inside] * num_classes + said[inside]
+        confusion = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+        there = confusion.sum(1)[1:]
+        both = 2 * confusion.diagonal()[1:]
+        dice = both / (there + confusion.sum(0)[1:]).clamp(min=1)
+        found.append(torch.where(there > 0, dice, torch.nan).nanmean())
+    return torch.stack(found)
+
+
 class VolumeScores(Metric):
     """Scores of the organs (classes 1 to C - 1), per volume first, then averaged over volumes.
 

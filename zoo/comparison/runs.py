@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import glob
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -30,14 +31,14 @@ class Run:
         card: what ``callbacks.RunCard`` wrote.
         read_curve: metric → (step, value) pairs in order of the steps.
         pictures: prediction panels, oldest first.
-        scores: name of a sample → its score, where the run kept them.
+        scores: metric → name of a sample → its score, where the run kept them; ``score`` stands for any metric.
     """
 
     name: str
     card: Mapping[str, Any]
     read_curve: Callable[[str], Curve]
     pictures: tuple[Path, ...] = ()
-    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
     def value(self, metric: str, at: str = "best") -> float | None:
         """The metric at the best or last step; at the end, where it is none of the validation's."""
@@ -46,6 +47,10 @@ class Run:
             if metrics.get(metric) is not None:
                 return float(metrics[metric])
         return None
+
+    def sample_scores(self, metric: str) -> Mapping[str, float]:
+        """Scores by sample that belong to a metric such as ``test/mIoU``; empty where there are none."""
+        return self.scores.get(metric.rpartition("/")[2]) or self.scores.get("score", {})
 
     @property
     def metrics(self) -> set[str]:
@@ -116,19 +121,28 @@ def read_curve(folder: Path, metric: str) -> Curve:
     return sorted(values.items())
 
 
-def read_scores(path: Path) -> dict[str, float]:
-    """Scores by sample from a CSV with the columns ``name`` and ``score``; empty where there is no such file.
+def read_scores(path: Path) -> dict[str, dict[str, float]]:
+    """Scores by metric and sample, see :class:`callbacks.SampleScores`; empty where there is no such file.
 
     Raises:
-        UsageError: a column is missing.
+        UsageError: there is no column ``name``, or none beside it; a score is no number.
     """
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
-        if not {"name", "score"} <= {*(rows.fieldnames or ())}:
-            raise UsageError(f"{path}: expected the columns name and score, found {rows.fieldnames}")
-        return {row["name"]: float(row["score"]) for row in rows}
+        columns = [*(rows.fieldnames or ())]
+        if "name" not in columns or len(columns) < 2:
+            raise UsageError(f"{path}: expected the column name and one for every metric, found {columns}")
+        lines = [*rows]
+    try:
+        return {
+            column: {row["name"]: float(row[column]) for row in lines if math.isfinite(float(row[column]))}
+            for column in columns
+            if column != "name"
+        }
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{path}: a score is no number: {error}") from error
 
 
 # -- W&B -------------------------------------------------------------------------------------------------

@@ -188,23 +188,22 @@ def _table(
         row.published = published(row.method, row.backbone, benchmark, metric)
     rows[0].is_best = True
     for row in rows[1:]:
-        row.difference = difference(rows[0], row)
+        row.difference = difference(rows[0], row, metric)
     return Table(benchmark, metric, mode, rows, notes)
 
 
-def difference(first: Row, second: Row) -> Difference | None:
+def difference(first: Row, second: Row, metric: str) -> Difference | None:
     """Of two rows: over samples where both kept scores, else over common seeds."""
-    scores = _sample_means(first), _sample_means(second)
+    scores = _sample_means(first, metric), _sample_means(second, metric)
     over_samples = paired_difference(*scores, over="samples") if all(scores) else None
     return over_samples or paired_difference(first.values, second.values, over="seeds")
 
 
-def _sample_means(row: Row) -> dict[str, float]:
+def _sample_means(row: Row, metric: str) -> dict[str, float]:
     """Score of every sample that all runs of the row have, averaged over them."""
-    if not all(run.scores for run in row.runs):
-        return {}
-    common = set.intersection(*({*run.scores} for run in row.runs))
-    return {name: statistics.fmean(run.scores[name] for run in row.runs) for name in common}
+    scores = [run.sample_scores(metric) for run in row.runs]
+    common = set.intersection(*({*one} for one in scores))
+    return {name: statistics.fmean(one[name] for one in scores) for name in common}
 
 
 def _tell_apart(rows: Iterable[Row]) -> None:

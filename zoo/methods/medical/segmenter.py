@@ -18,7 +18,7 @@ from zoo.nn.volume_losses import deep_dice_cross_entropy
 from zoo.nn.volume_networks import VolumeSegmentor
 from zoo.optim import Optim
 from zoo.registry import create_backbone
-from zoo.volume_metrics import VolumeScores
+from zoo.volume_metrics import VolumeScores, volume_dice
 
 
 class VolumeSegmenter(VolumeMethod):
@@ -132,8 +132,10 @@ class VolumeSegmenter(VolumeMethod):
         return self._score(self.val_scores, batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """Score one batch of whole volumes and return its label maps."""
-        return self._score(self.test_scores, batch)
+        """Score one batch of whole volumes; returns its label maps, and ``scores``: each one's ``dice`` in percent."""
+        result = self._score(self.test_scores, batch)
+        dice = volume_dice(result["label"].to(batch["label"].device), batch["label"], self.num_classes)
+        return {**result, "scores": {"dice": 100.0 * dice}}
 
     def _score(self, scores: VolumeScores, batch: Batch) -> Batch:
         prediction, label = self(batch["volume"]).argmax(1), batch["label"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from callbacks import PredictionPanel, WritePredictions, default_monitors
 from zoo.method import Batch, Method
-from zoo.metrics import SegmentationIoU
+from zoo.metrics import SegmentationIoU, image_iou
 from zoo.nn import Inference, Segmentor, build_segmentor, pixel_cross_entropy
 from zoo.optim import Optim
 from zoo.pictures import Picture, as_pixels, prepared
@@ -145,9 +145,13 @@ class SegmentationMethod(Method):
         logits = self(batch["image"], batch["label"].shape[-2:])
         self.iou.update(logits.argmax(1), batch["label"])
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Accumulate the confusion matrix of one test batch."""
-        self.validation_step(batch, batch_idx)
+    def test_step(self, batch: Batch, batch_idx: int) -> Batch:
+        """Accumulate the confusion matrix of one test batch; returns ``scores``: each image's ``mIoU`` in percent."""
+        label = batch["label"]
+        prediction = self(batch["image"], label.shape[-2:]).argmax(1)
+        self.iou.update(prediction, label)
+        scores = image_iou(prediction, label, self.num_classes, self.ignore_index, self.iou.classes)
+        return {"scores": {"mIoU": 100.0 * scores}}
 
     def on_validation_epoch_end(self) -> None:
         """Log mIoU and the IoU of every class."""
