@@ -13,6 +13,7 @@ from callbacks.monitor import Monitor, NoMonitors
 from callbacks.online_probe import OnlineLinearProbe
 from callbacks.plateau import ReduceOnPlateau
 from callbacks.probes import KNNProbe, LinearProbe
+from callbacks.progress import RunProgress
 from callbacks.pseudo_label import PseudoLabeler, TeacherPrediction
 from callbacks.pseudo_labels import PseudoLabelMonitor
 from callbacks.run_card import RunCard
@@ -54,6 +55,7 @@ __all__ = [
     "ReconstructionPanel",
     "ReduceOnPlateau",
     "RunCard",
+    "RunProgress",
     "SampleScores",
     "SnapshotTeacher",
     "TeacherDistance",

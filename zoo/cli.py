@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from callbacks import ExactResume, RunCard, SampleScores, WandbCheckpoint
+from callbacks import ExactResume, RunCard, RunProgress, SampleScores, WandbCheckpoint
 from datamodules.base import BenchmarkDataModule
 from zoo import notices, registry
 from zoo.cards import Card
@@ -197,6 +197,9 @@ class ZooCLI(LightningCLI):
                 folder, run.wandb, method, benchmark, tags, bool(run.ckpt_path), run.tensorboard
             )
         callbacks = [*configured]
+        watched = any(isinstance(callback, ProgressBar) for callback in configured)
+        if self.verb == "fit" and config.enable_progress_bar is not False and not watched:
+            callbacks.append(RunProgress())
         if run.run_card and not any(isinstance(callback, RunCard) for callback in configured):
             plain = yaml.safe_load(dump_config(self._parser(self.verb), run))
             seed = None if run.seed_everything is False else run.seed_everything
