@@ -194,9 +194,13 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
 
     def _eval_loader(self, name: str, stage: str) -> DataLoader[Any]:
         dataset = self._dataset(name, stage)
-        return self._loader(
-            dataset, self.eval_batch_size, StridedSampler(len(dataset), *self._rank_and_ranks())
-        )
+        rank, ranks = self._rank_and_ranks()
+        if len(dataset) < ranks:
+            raise ValueError(
+                f"{type(self).__name__} has {len(dataset)} {name} images for {ranks} processes, and each needs one to "
+                "agree on metrics: use fewer trainer.devices or more images, or set trainer.limit_val_batches to 0"
+            )
+        return self._loader(dataset, self.eval_batch_size, StridedSampler(len(dataset), rank, ranks))
 
     def _dataset(self, name: str, stage: str) -> Any:
         if name not in self.datasets:

@@ -114,3 +114,16 @@ def checkpoint(path: Path) -> dict[str, Any]:
 
 def config(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())
+
+
+class DyingMethod(CLIMethod):
+    """Dies on one rank in its third step."""
+
+    def __init__(self, dies: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.dies = dies
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        if self.global_step == 2 and self.global_rank == self.dies:
+            raise ArithmeticError(f"rank {self.dies} cannot go on")
+        return super().losses(batch)

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tests.ddp_script import CALLBACKS, STEPS, build, rank_batch
-from tests.toy import toy_trainer
+from tests.toy import ToyMethod, toy_trainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,3 +60,39 @@ def test_ranks_agree_and_equal_one_process_with_the_joint_batch(name: str, tmp_p
     for key, network in (("student", method.student), ("teacher", method.teacher)):
         for ours, single in zip(ranks[0][key], network.parameters(), strict=True):
             torch.testing.assert_close(ours, single.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_rank_that_dies_ends_the_other_and_says_why(dies: int, tmp_path: Path) -> None:
+    """Under the command line's own launcher; the other rank waits for a gradient that never comes."""
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "zoo",
+            "fit",
+            "--model",
+            "tests.cli_toy.DyingMethod",
+            "--data",
+            "tests.cli_toy.CLIData",
+        ),
+        *("--model.dies", str(dies), "--trainer.devices", "2", "--trainer.strategy", "ddp"),
+        *("--trainer.accelerator", "cpu", "--trainer.max_steps", "4", "--run_dir", str(tmp_path / "run")),
+    ]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.DEVNULL, start_new_session=True,
+    ) as process:  # fmt: skip
+        _, said = process.communicate(timeout=180)  # until both have closed it
+    assert process.returncode != 0
+    assert f"ArithmeticError: rank {dies} cannot go on" in said
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
+def test_sharded_parameters_are_refused_at_the_start(strategy: type[Strategy]) -> None:
+    method = ToyMethod()
+    method.trainer = toy_trainer()
+    method.trainer.strategy.__class__ = strategy
+    with pytest.raises(MisconfigurationException, match=f"{strategy.__name__} shards parameters .* to ddp"):
+        method.setup("fit")

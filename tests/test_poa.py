@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -23,7 +19,6 @@ from zoo.nn.elastic import Size
 from zoo.nn.size_cycle import SizeCycle, size_copies
 from zoo.optim import Optim
 
-ROOT = Path(__file__).parents[1]
 NETWORK: dict[str, Any] = {
     "backbone": "elastic_vit_tiny",
     "backbone_args": {"img_size": 16, "patch_size": 4, "widths": [16, 32], "depths": [2, 3], "head_dim": 16},
@@ -123,19 +118,6 @@ def test_features_of_every_size() -> None:
         normalised = (image - method.student.mean) / method.student.std
         torch.testing.assert_close(method.features(image, size), alone.forward_tokens(normalised).cls)
     assert method.predict(image[0]).shape == (32,)
-
-
-def test_ranks_draw_for_themselves_and_keep_one_network(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, "-m", "tests.poa_ddp_script", str(tmp_path)], cwd=ROOT, env=environment, check=True,
-        capture_output=True, timeout=300,
-    )  # fmt: skip
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
-    assert first["drawn"] != second["drawn"]
-    for network in ("student", "teacher"):
-        for name, tensor in first[network].items():
-            assert torch.equal(tensor, second[network][name]), name
 
 
 def test_one_draw_for_all_ranks_is_an_option(monkeypatch: pytest.MonkeyPatch) -> None:

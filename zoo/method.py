@@ -12,9 +12,11 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from zoo.checkpoints.start import InitFrom
@@ -110,7 +112,12 @@ class Method(Deployable):
         return []
 
     def setup(self, stage: str) -> None:
-        """Put callbacks into order, check that every teacher is moved by one, take the benchmark's facts."""
+        """Put callbacks into order, take the benchmark's facts, check strategy, clipping and who moves the teachers.
+
+        Raises:
+            MisconfigurationException: parameters would be sharded; gradients would be clipped twice; nobody moves
+                a teacher.
+        """
         if (datamodule := getattr(self.trainer, "datamodule", None)) is not None:
             self.take_facts(datamodule)
         callbacks = trainer_callbacks(self.trainer)
@@ -119,6 +126,14 @@ class Method(Deployable):
         warnings.filterwarnings(
             "ignore", message="You have overridden `on_before_batch_transfer` in `LightningModule` but"
         )
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ParallelStrategy) and not isinstance(strategy, DDPStrategy):
+            raise MisconfigurationException(
+                f"trainer.strategy={type(strategy).__name__} shards parameters over processes, and "
+                f"{type(self).__name__} needs whole ones on each: teachers and look-aheads move parameter by "
+                "parameter, elastic networks are slices of them, and checkpoints are single files. Set "
+                "trainer.strategy to ddp"
+            )
         if stage != "fit":
             return
         if self.optim.clip_norm is not None and self.trainer.gradient_clip_val:
@@ -140,6 +155,11 @@ class Method(Deployable):
     def forward_context(self) -> AbstractContextManager[Any]:
         """The trainer's autocast context, for forwards outside ``training_step``."""
         return self.trainer.precision_plugin.forward_context() if self._trainer is not None else nullcontext()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Have DDP hand out rank 0's buffers in every step: it would not in the one after a validation."""
+        if isinstance(self.trainer.strategy.model, DistributedDataParallel):
+            self.trainer.strategy.model.require_forward_param_sync = True
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum the losses and log them on the steps the logger writes (logging every step costs 4 ms)."""

@@ -24,9 +24,9 @@ def max_over_ranks(value: Tensor) -> Tensor:
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """Average ``value``, which has one shape on all ranks."""
+    """Average ``value``, which has one shape on all ranks and stays as it is: gradients may share their memory."""
     if dist.is_available() and dist.is_initialized():
-        return sum_over_ranks(value) / dist.get_world_size()
+        return sum_over_ranks(value.clone()) / dist.get_world_size()
     return value
 
 
