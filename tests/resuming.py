@@ -41,9 +41,12 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
 
 
 def logged(path: Path, start: int = 0) -> list[dict[str, str]]:
-    """What ``metrics.csv`` holds from a step on, without empty cells."""
+    """What ``metrics.csv`` holds from a step on, without empty cells and without times."""
     with path.open() as file:
-        rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+        rows = [
+            {key: value for key, value in row.items() if value and not key.startswith("perf/")}
+            for row in csv.DictReader(file)
+        ]
     return [row for row in rows if int(row["step"]) >= start]
 
 
