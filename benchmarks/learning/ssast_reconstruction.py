@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/ssast_reconstruction.png"))
     arguments = parser.parse_args()
     checkpoint = arguments.folder / pretraining("joint", arguments.seed).folder / "checkpoints" / "last.ckpt"
-    method = SSAST.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
+    method = SSAST.load_from_checkpoint(checkpoint, map_location="cpu").eval()
     spectrogram, label = unheard(method.front_end)
     parts = method.reconstruct({"spectrogram": spectrogram})
     clip, filled, masked = parts["original"], parts["reconstructed"], parts["masked"].isnan()
