@@ -100,6 +100,11 @@ def read_plain(path: str | Path, title: str | None = None) -> Any:
     path = Path(path)
     title = title or path.name
     head = _head(path, title)
+    if head[8:9] == b"{":
+        raise CheckpointError(
+            f"{title} is a safetensors file, weights without a run: start from it with pretrained or init_from, or "
+            "load the method with from_pretrained"
+        )
     zipped = head[:2] == b"PK"
     try:
         with torch.serialization.safe_globals(INERT_TYPES), warnings.catch_warnings():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 
 from zoo.checkpoints.files import CheckpointError, Tensors, WeightFile
@@ -30,7 +30,10 @@ class Candidate:
     @property
     def architecture(self) -> str:
         """What the network is, where that can be told."""
-        return self.importer.describe(self.tensors) if self.importer.describe else ""
+        try:
+            return self.importer.describe(self.tensors) if self.importer.describe else ""
+        except (LookupError, TypeError, ValueError):  # tensors of other shapes than the layout's
+            return ""
 
 
 def candidates(
@@ -50,10 +53,18 @@ def candidates(
         importer = get_importer(importer)
     for tried in IMPORTERS.values() if importer is None else [importer]:
         found = tried.find(file)
-        for name, state in found.items():
-            if network in (None, name):
-                others = tuple(other for other in found if other != name)
-                yield Candidate(tried, name, tried.convert(state), others)
+        for name in [network] if network in found else preferred(tried, found) if network is None else []:
+            others = tuple(other for other in found if other != name)
+            yield Candidate(tried, name, tried.convert(found[name]), others)
+
+
+def preferred(importer: Importer, found: Collection[str]) -> list[str]:
+    """Where nobody chose: the first of the networks, and the one that may be the whole file.
+
+    A later one never stands in for the first: a damaged teacher is an error, not a reason to take the student.
+    """
+    named = [name for name in found if importer.networks[name]]
+    return [name for name in found if name in named[:1] or not importer.networks[name]]
 
 
 def readings(

@@ -229,8 +229,16 @@ class Importer:
         Raises:
             CheckpointError: a rule does not fit: the file only looks like this layout.
         """
-        for rule in self.rules:
-            state = rule.apply(state)
+        try:
+            for rule in self.rules:
+                state = rule.apply(state)
+        except CheckpointError:
+            raise
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"a tensor is missing or has another shape than in the {self.name} layout ({error}): the file is "
+                "damaged, or another layout"
+            ) from error
         return _unique((canonical(name), tensor) for name, tensor in state.items())
 
 

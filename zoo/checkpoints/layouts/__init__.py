@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from zoo.checkpoints.layouts.ast import AST, AST_TRANSFORMERS, SSAST, VIT_AS_AST
 from zoo.checkpoints.layouts.dino import DINO, POA
-from zoo.checkpoints.layouts.own import OWN
+from zoo.checkpoints.layouts.own import EXPORTED, OWN
 from zoo.checkpoints.layouts.resnet import DEEPLAB, MMSEG_RESNET
 from zoo.checkpoints.layouts.segformer import PVT_AS_MIT, SEGFORMER, SEGFORMER_AS_PVT
 from zoo.checkpoints.layouts.semi import SEMI
@@ -22,6 +22,7 @@ IMPORTERS: dict[str, Importer] = {
     importer.name: importer
     for importer in (
         OWN,
+        EXPORTED,
         SEGFORMER,
         SEGFORMER_AS_PVT,
         PVT_AS_MIT,

@@ -88,7 +88,10 @@ _HEADS = Drop(r"^backbone\.head(?:_dist)?\.")  # ImageNet's classifiers, which n
 SSAST = Importer(
     "ssast",
     "SSAST as released after pre-training (patch or frame)",
-    (r"^mask_embed$", r"^p_input_tdim$", r"^[cg]predlayer\.2\.weight$", r"^v\.patch_embed\.proj\.weight$"),
+    (
+        *(r"^mask_embed$", r"^p_input_tdim$", r"^[cg]predlayer\.2\.weight$"),
+        *(r"^v\.patch_embed\.proj\.weight$", r"^v\.pos_embed$"),
+    ),
     (
         _TRUNK,
         _HEADS,

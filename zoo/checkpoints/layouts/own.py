@@ -1,9 +1,18 @@
-"""Checkpoints of the zoo's own runs, and of other Lightning modules with a ``student``."""
+"""Checkpoints of the zoo's own runs, of other Lightning modules with a ``student``, and exported networks."""
 
 from __future__ import annotations
 
 from zoo.checkpoints.layouts.facts import describe_any
 from zoo.checkpoints.rules import AsBackbone, Importer
+
+EXPORTED = Importer(
+    "exported",
+    "network exported by the zoo",
+    (r"",),
+    networks={"network": ""},
+    facts=("card",),
+    describe=describe_any,
+)
 
 OWN = Importer(
     "lightning",
