@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 import datamodules
-from datamodules.image_sets import ImageSubset, balanced_choice
+from datamodules.image_sets import balanced_choice
 from datamodules.images import ImageDataModule
-from zoo.nn.knn import knn_scores
+from zoo.raw_pixels import RawPixels
 
 WEIGHTED_K = 20
 NEIGHBOURS = 5
@@ -54,28 +54,23 @@ def raw_pixel_row(
         and Euclidean distance, and of multinomial logistic regression (scikit-learn's default, pixels in
         [0, 1]).
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
 
     start = time.process_time()
     train = data.subset("labelled")
     if labels is not None:
         train = train.part(balanced_choice(train.labels, labels, seed))
-    x, y = _pixels(train), train.labels
     test = data.subset("test")
     test = test if tests is None else test.part(np.arange(min(tests, len(test))))
-    query, truth = _pixels(test), test.labels
-    k = min(WEIGHTED_K, len(y))
-    bank, bank_labels = torch.from_numpy(x), torch.from_numpy(y)
-    weighted = torch.cat(
-        [
-            knn_scores(part, bank, bank_labels, data.num_classes, [k])[k].argmax(1)
-            for part in torch.from_numpy(query).split(1024)
-        ]
-    )
-    votes = KNeighborsClassifier(min(NEIGHBOURS, len(y))).fit(x, y).predict(query)
-    logistic = LogisticRegression(max_iter=1000).fit(x, y).predict(query)
-    accuracy = [100.0 * float((guess == truth).mean()) for guess in (weighted.numpy(), votes, logistic)]
+    shown, asked = (subset.batch(np.arange(len(subset))) for subset in (train, test))
+    y, truth, query = shown["label"], asked["label"], asked["image"].float() / 255
+    raw = RawPixels(shown["image"], y, data.num_classes, min(WEIGHTED_K, len(y)))
+    votes = KNeighborsClassifier(min(NEIGHBOURS, len(y))).fit(raw.x.numpy(), y.numpy())
+    weighted = torch.cat([raw.neighbours(part) for part in query.split(1024)])
+    equal = torch.from_numpy(votes.predict(raw.pixels(query).numpy()))
+    accuracy = [
+        100.0 * float((guess == truth).float().mean()) for guess in (weighted, equal, raw.logistic(query))
+    ]
     return Row(len(y), len(truth), *accuracy, seconds=round(time.process_time() - start, 1))
 
 
@@ -90,13 +85,6 @@ def table(rows: Sequence[Row]) -> str:
         for r in rows
     ]
     return "\n".join(lines)
-
-
-def _pixels(subset: ImageSubset) -> np.ndarray:
-    """Pixels ``[N, C*H*W]`` float32 in [0, 1]; grey images once, not three times."""
-    image = subset.source.load(subset.positions)
-    grey = bool((image[:, :1] == image).all())
-    return (image[:, :1] if grey else image).flatten(1).float().div_(255).numpy()
 
 
 def main() -> None:

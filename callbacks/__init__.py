@@ -16,6 +16,7 @@ from callbacks.probes import KNNProbe, LinearProbe
 from callbacks.progress import RunProgress
 from callbacks.pseudo_label import PseudoLabeler, TeacherPrediction
 from callbacks.pseudo_labels import PseudoLabelMonitor
+from callbacks.raw_pixels import RawPixelProbe
 from callbacks.run_card import RunCard
 from callbacks.sample_scores import SampleScores
 from callbacks.snapshot_teacher import SnapshotTeacher
@@ -52,6 +53,7 @@ __all__ = [
     "PseudoLabelMonitor",
     "PseudoLabeler",
     "RankMe",
+    "RawPixelProbe",
     "ReconstructionPanel",
     "ReduceOnPlateau",
     "RunCard",

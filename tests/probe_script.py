@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from callbacks import KNNProbe, LinearProbe, RankMe
+from callbacks import KNNProbe, LinearProbe, RankMe, RawPixelProbe
 from datamodules import FashionMNIST
 from zoo.method import Method
 from zoo.optim import Optim
@@ -65,6 +65,7 @@ def probes() -> list[Callback]:
         KNNProbe(k=[1, 5], chunk=16),
         LinearProbe(learning_rates=[0.1, 1.0], epochs=3, batch_size=16),
         RankMe(),
+        RawPixelProbe(k=5),
     ]
 
 

@@ -13,6 +13,8 @@ import timm
 import torch
 from torch import nn
 
+from datamodules import Optdigits
+from datamodules.image_sets import balanced_choice
 from tests.elastic import images, randomize, tiny_elastic
 from zoo import Teacher, create_backbone
 from zoo.__main__ import main
@@ -20,6 +22,7 @@ from zoo.backbones import ElasticBackbone, ElasticSwin, ElasticViT
 from zoo.backbones.elastic_layouts import load_poa_weights
 from zoo.extraction import count_flops, load_extracted, read_extracted, save_extracted, timm_call
 from zoo.nn.elastic import Size
+from zoo.nn.knn import knn_scores
 from zoo.size_plot import plot_accuracy
 
 KWARGS = {"img_size": 16, "patch_size": 4, "widths": [16, 24], "depths": [2, 3], "head_dim": 8}
@@ -51,7 +54,9 @@ def test_every_size_of_the_teacher_is_written(tmp_path: Path, capsys: pytest.Cap
     folder = tmp_path / "sizes"
     command = ["export", "--method", "poa", "--checkpoint", str(tmp_path / "run.ckpt"), "--all", str(folder)]
     assert main(command) == 0
-    assert "4 files and sizes.csv" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 files, sizes.csv, sizes.md in" in printed
+    assert "no plot: the checkpoint lies in no run" in printed
 
     image = torch.randn(2, 3, 16, 16)
     rows = list(csv.DictReader((folder / "sizes.csv").open()))
@@ -89,6 +94,39 @@ def test_sizes_by_name_and_a_plot(tmp_path: Path) -> None:
     accuracy.write_text("network,top1\nvit_w16_d2,61.5\n")
     with pytest.raises(ValueError, match="must be a CSV with the columns name, accuracy"):
         plot_accuracy(tmp_path / "out" / "sizes.csv", accuracy, tmp_path / "x.png")
+
+
+def test_a_plot_comes_with_the_sizes_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = run_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    (tmp_path / "run" / "config.yaml").write_text(
+        "data: {class_path: datamodules.Optdigits, init_args: {image_size: 16, views: {class_path: nothing}}}"
+    )
+    command = ["export", "--checkpoint", str(tmp_path / "run" / "checkpoints" / "last.ckpt"), "--all"]
+    assert main([*command, "--images", "100", str(tmp_path / "out")]) == 0
+    assert "20-NN %" in capsys.readouterr().out
+    assert (tmp_path / "out" / "sizes.png").stat().st_size > 5000
+    rows = {row["name"]: row for row in csv.DictReader((tmp_path / "out" / "accuracies.csv").open())}
+    assert list(rows) == [teacher.size_name(size) for size in teacher.sizes()]
+
+    size, data = Size(16, 3), Optdigits(image_size=16)
+    parts = []
+    for name in ("labelled", "val"):
+        subset = data.subset(name)
+        batch = subset.batch(balanced_choice(subset.labels, 100, 0))
+        mean, std = (torch.tensor(values)[:, None, None] for values in (teacher.mean, teacher.std))
+        with torch.no_grad():
+            tokens = teacher.forward_tokens((batch["image"] / 255 - mean) / std, size=size)
+        parts.append((tokens.cls, batch["label"]))
+    scores = knn_scores(parts[1][0], *parts[0], 10, [20])[20]
+    expected = 100 * float((scores.argmax(1) == parts[1][1]).float().mean())
+    assert float(rows["vit_w16_d3"]["accuracy"]) == pytest.approx(expected, abs=0.01)
+
+    assert main([*command, "--no_plot", str(tmp_path / "bare")]) == 0
+    assert not (tmp_path / "bare" / "sizes.png").exists()
+    (tmp_path / "run" / "config.yaml").write_text("data: StreetShift")
+    assert main([*command, str(tmp_path / "no")]) == 2
+    assert "its data (StreetShift) is no image benchmark" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize("family", ["vit", "swin", "resnet"])

@@ -15,11 +15,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from callbacks import CollapseMonitor, DenseProbe, KNNProbe, LinearProbe, OnlineLinearProbe, RankMe
+from callbacks import (
+    CollapseMonitor,
+    DenseProbe,
+    KNNProbe,
+    LinearProbe,
+    OnlineLinearProbe,
+    RankMe,
+    RawPixelProbe,
+)
 from callbacks.probe import evaluating
 from datamodules import StreetShiftSemi
+from datamodules.image_sets import balanced_choice
 from tests.probe_script import ToyEncoder, probes, toy_data, toy_trainer
 from tests.tiny import STREETSHIFT_SEMI
 from tests.tiny_images import write_idx
@@ -203,6 +213,29 @@ def test_probes_run_while_training_and_share_features(tree: Path) -> None:
     assert metrics["val/rankme"] == pytest.approx(float(rankme(sets["val"][0])), rel=1e-5)
 
 
+def test_raw_pixels_are_measured_once_beside_the_probes(tree: Path) -> None:
+    probe, data = RawPixelProbe(k=5, images=40), toy_data(tree)
+    trainer = toy_trainer([probe])
+    trainer.fit(ToyEncoder(), datamodule=data)
+    metrics = measured(trainer)
+    bank = data.subset("labelled")
+    x, y = (
+        bank.batch(balanced_choice(bank.labels, 40, 0)),
+        data.subset("val").batch(np.arange(15)),
+    )
+    pixels, query = (batch["image"][:, 0].flatten(1).numpy() / 255 for batch in (x, y))
+    expected = LogisticRegression(max_iter=1000).fit(pixels, x["label"]).score(query, y["label"])
+    assert metrics["val/pixels_logistic"] == pytest.approx(100 * expected)
+    scores = knn_scores(torch.tensor(query), torch.tensor(pixels), x["label"], 10, [5])[5]
+    expected = (scores.argmax(1) == y["label"]).float().mean()
+    assert metrics["val/pixels_knn5"] == pytest.approx(100 * float(expected))
+    probe._pixels = None  # the second validation repeats what the first one measured
+    trainer.validate(ToyEncoder(), datamodule=data, verbose=False)
+    assert measured(trainer)["val/pixels_knn5"] == pytest.approx(100 * float(expected))
+    with pytest.raises(ValueError, match=r"k=50, but the bank holds 45 features"):
+        toy_trainer([RawPixelProbe(k=50)]).validate(ToyEncoder(), datamodule=data, verbose=False)
+
+
 def test_every_nth_validation(tree: Path) -> None:
     method = ToyEncoder()
     toy_trainer([KNNProbe(k=[1], every=2)], max_epochs=3).fit(method, datamodule=toy_data(tree))
@@ -315,7 +348,7 @@ def test_ranks_measure_what_one_process_measures(tree: Path, tmp_path: Path) -> 
     single.test(ToyEncoder(), datamodule=toy_data(tree), verbose=False)
     expected = measured(single)
     assert set(ranks[0]) == set(expected)
-    for name in ("test/knn1", "test/knn5", "test/rankme"):
+    for name in ("test/knn1", "test/knn5", "test/rankme", "test/pixels_knn5", "test/pixels_logistic"):
         assert ranks[0][name] == pytest.approx(expected[name], rel=1e-5)
     assert ranks[0]["test/linear"] == pytest.approx(
         expected["test/linear"], abs=30
@@ -335,6 +368,7 @@ def test_ranks_measure_what_one_process_measures(tree: Path, tmp_path: Path) -> 
         (lambda: LinearProbe(learning_rates=[]), "learning_rates must be one or more positive"),
         (lambda: OnlineLinearProbe(lr=0), "lr must be positive"),
         (lambda: DenseProbe(steps=0), "steps must be at least 1"),
+        (lambda: RawPixelProbe(k=5, images=4), "images at least k, got k=5, images=4"),
         (lambda: RankMe(max_images=1), "max_images must be at least 2"),
         (lambda: CollapseMonitor(min_rank=2), r"min_spread and min_rank within \[0, 1\]"),
     ],

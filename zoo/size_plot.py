@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -43,6 +44,13 @@ def plot_accuracy(table: str | Path, accuracies: str | Path, figure: str | Path,
     axes.legend(fontsize=7)
     axes.grid(alpha=0.3)
     picture.savefig(figure, dpi=150)
+
+
+def write_accuracies(found: Mapping[str, float], path: str | Path) -> None:
+    """Write ``name,accuracy``, what :func:`plot_accuracy` reads."""
+    with Path(path).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([("name", "accuracy"), *((name, f"{value:.2f}") for name, value in found.items())])
 
 
 def _read(path: str | Path, columns: tuple[str, ...]) -> list[dict[str, str]]:

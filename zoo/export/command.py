@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.config_files import UsageError
 from zoo.export.sizes import export_poa
 from zoo.listing import table
 
@@ -26,11 +27,16 @@ def main(argv: Sequence[str]) -> int:
     ]
     if sizes and chosen:
         parser.error(f"--all and --size write sub-networks of the teacher, without {', '.join(chosen)}")
-    if not sizes and (arguments.backbone or arguments.img_size or arguments.accuracy):
-        parser.error("--backbone, --img_size and --accuracy belong to --all or --size")
+    of_sizes = [
+        f"--{name}"
+        for name in ("backbone", "img_size", "benchmark", "accuracy", "no_plot")
+        if getattr(arguments, name)
+    ]
+    if not sizes and of_sizes:
+        parser.error(f"{', '.join(of_sizes)} belong to --all or --size")
     try:
         (export_poa if sizes else export)(arguments)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, UsageError) as error:
         print(f"zoo export: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
@@ -171,5 +177,19 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="image that operations are counted for (default: that of the ViT, or 224)",
     )
-    parser.add_argument("--accuracy", type=Path, help="CSV with name,accuracy: also draw FOLDER/sizes.png")
+    plot = parser.add_mutually_exclusive_group()
+    plot.add_argument(
+        "--benchmark",
+        metavar="CONFIG",
+        help="config (a name, or a run's config.yaml) on whose validation images the sizes' 20-NN accuracies are "
+        "measured, for FOLDER/sizes.png (default: the run's config.yaml, if the checkpoint lies in a run)",
+    )
+    plot.add_argument("--accuracy", type=Path, metavar="CSV", help="name,accuracy for the plot instead")
+    plot.add_argument("--no_plot", action="store_true", help="measure and draw nothing")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=10_000,
+        help="at most so many images in the bank of the 20-NN, and to classify (default: 10000)",
+    )
     return parser

@@ -8,35 +8,54 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from zoo.backbones.elastic import ElasticBackbone
 from zoo.backbones.elastic_layouts import load_exactly, load_poa_weights
 from zoo.checkpoints.files import read_plain
+from zoo.config_files import find_config
 from zoo.extraction import export_sizes
 from zoo.listing import table
 from zoo.registry import create_backbone
-from zoo.size_plot import plot_accuracy
+from zoo.size_accuracy import K, SizeJudge, accuracies, benchmark_of
+from zoo.size_plot import plot_accuracy, write_accuracies
 
 _TEACHER_BACKBONE = re.compile(r"^teacher\.(?:.*\.)?backbone\.")
 
 
 def export_poa(arguments: argparse.Namespace) -> None:
     """Sizes of the teacher's backbone (POA, section 9 of the card)."""
-    backbone = teacher_backbone(arguments.checkpoint, arguments.backbone)
+    backbone = teacher_backbone(Path(arguments.checkpoint), arguments.backbone)
     sizes = backbone.sizes() if arguments.all else [backbone.find_size(name) for name in arguments.size]
-    found = export_sizes(backbone, sizes, arguments.folder, arguments.img_size)
-    if arguments.accuracy:
-        plot_accuracy(
-            arguments.folder / "sizes.csv",
-            arguments.accuracy,
-            arguments.folder / "sizes.png",
-            backbone.family,
-        )
+    folder, config = arguments.folder, None if arguments.no_plot or arguments.accuracy else _config(arguments)
+    judge = SizeJudge(benchmark_of(config), limit=arguments.images) if config else None
+    found = export_sizes(backbone, sizes, folder, arguments.img_size)
     rows = [
         {"network": e.name, "M parameters": f"{e.parameters / 1e6:.2f}", "GFLOPs": f"{e.flops / 1e9:.2f}"}
         for e in found
     ]
+    drawn = arguments.accuracy
+    if judge:
+        backbone.to("cuda" if torch.cuda.is_available() else "cpu")
+        measured, drawn = accuracies(judge, backbone, sizes), folder / "accuracies.csv"
+        write_accuracies(measured, drawn)
+        rows = [{**row, f"{K}-NN %": f"{measured[row['network']]:.1f}"} for row in rows]
     print(table(rows))
-    print(f"\n{len(found)} files and sizes.csv, sizes.md in {arguments.folder}")
+    written = [f"{len(found)} files", "sizes.csv", "sizes.md", *(["accuracies.csv"] if judge else [])]
+    if drawn:
+        plot_accuracy(folder / "sizes.csv", drawn, folder / "sizes.png", backbone.family)
+        written.append("sizes.png")
+    print(f"\n{', '.join(written)} in {folder}")
+    if not drawn and not arguments.no_plot:
+        print("no plot: the checkpoint lies in no run; name a --benchmark, or give --accuracy")
+
+
+def _config(arguments: argparse.Namespace) -> Path | None:
+    """The config with the benchmark to measure accuracies on; ``None`` where the checkpoint lies in no run."""
+    if arguments.benchmark:
+        return find_config(arguments.benchmark)
+    run = Path(arguments.checkpoint).resolve().parent.parent / "config.yaml"
+    return run if run.is_file() else None
 
 
 def teacher_backbone(path: Path, name: str | None = None) -> ElasticBackbone:
