@@ -32,6 +32,7 @@ from callbacks.visualize import (
 from callbacks.wandb_checkpoint import WandbCheckpoint
 from callbacks.write_predictions import WritePredictions
 from callbacks.write_volumes import WriteVolumes
+from zoo.finite import NonFinite
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -47,6 +48,7 @@ __all__ = [
     "Mesa",
     "Monitor",
     "NoMonitors",
+    "NonFinite",
     "OnlineLinearProbe",
     "PositionPanel",
     "PredictionPanel",

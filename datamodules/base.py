@@ -83,7 +83,7 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
             if value < least:
                 raise ValueError(f"{argument} must be at least {least}, got {value}.")
         # The logger gets the method's: equal names in both would abort the run.
-        arguments = [name for name in _constructor_arguments(type(self)) if name not in self.module_arguments]
+        arguments = [name for name in constructor_arguments(type(self)) if name not in self.module_arguments]
         # The command line tells Lightning what was typed: without what a class fixes for its base, and, for a
         # benchmark within another one, what was typed for that.
         typed = _given_hyperparameters.get()
@@ -236,7 +236,7 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
         return {domain: to_float(tensors) for domain, tensors in batch.items()}
 
 
-def _constructor_arguments(cls: type) -> list[str]:
+def constructor_arguments(cls: type) -> list[str]:
     """What a class takes, not what it derives for its bases: theirs count only behind its ``**kwargs``."""
     names: list[str] = []
     for base in cls.__mro__:

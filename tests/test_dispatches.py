@@ -167,10 +167,8 @@ def test_the_host_never_waits(name: str) -> None:
     """Fake tensors have no data: whatever needs a value on the host fails on them."""
     mode = FakeTensorMode()
     step = fake_step(BUILDS[name], mode)
-    step.method._check_finite = lambda: None  # values are read in the first step, whose terms are new
     with mode:
         step()
-        del step.method._check_finite
         step()
     assert all(isinstance(p, FakeTensor) for p in step.method.parameters())
 

@@ -211,9 +211,7 @@ def test_nan_in_a_view_is_named_with_step_and_index() -> None:
     bad = batch(3)
     bad["views"]["local"][B + 1, 0, 0, 0] = torch.nan  # second local view of the second image
     good = [batch(seed) for seed in range(3)]
-    with pytest.raises(
-        FloatingPointError, match=r"views of the images with index 301 held nan or inf in step 3 "
-    ):
+    with pytest.raises(FloatingPointError, match=r"nan or inf in step 3 .*views.local: index 301:"):
         toy_trainer(max_epochs=1).fit(method, DataLoader([*good, bad], batch_size=None))
 
 

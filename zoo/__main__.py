@@ -15,6 +15,7 @@ TOOLS = {
     "export": "zoo.export.command",
     "compare": "zoo.compare",
     "sweep": "zoo.sweeps",
+    "rerun": "zoo.rerun",
 }
 
 OVERVIEW = """\
@@ -35,6 +36,9 @@ run
   zoo fit --config fst/embedded
   zoo fit --config fst/embedded --model.backbone resnet18 --trainer.max_steps 100
   zoo test --config runs/<run>/config.yaml --ckpt_path runs/<run>/checkpoints/last.ckpt
+
+after a failure
+  zoo rerun FILE [--ckpt_path CKPT]  compute the batch that made nan or inf once more, from the file the run wrote
 
 compare
   zoo fit --config fst/embedded --seeds 0 1 2   one run a seed (and --backbones A B), finished ones are skipped

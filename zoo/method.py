@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from zoo.checkpoints.start import InitFrom
 from zoo.deployable import Deployable
+from zoo.finite import NonFinite
 from zoo.optim import Optim, build_optimizer, clip_gradients, drop_frozen_gradients
 from zoo.optim_schedule import OptimSchedule
 
@@ -35,8 +36,8 @@ class Method(Deployable):
 
     A method assigns ``self.student`` (and, if it has any, :class:`~zoo.teacher.Teacher` submodules) in
     ``__init__``, implements :meth:`losses`, and says in :meth:`default_callbacks` what moves its teachers and
-    labels its data. The base sums and logs the losses, builds the optimiser, stops on losses that are not
-    finite, and checks that every teacher has somebody who moves it.
+    labels its data. The base sums and logs the losses, builds the optimiser, has :class:`~zoo.finite.NonFinite`
+    watch the numbers, and checks that every teacher has somebody who moves it.
 
     Args:
         optim: optimiser, parameter rules and schedule; ``None`` takes :meth:`default_optim`.
@@ -66,10 +67,9 @@ class Method(Deployable):
         self.optim = Optim(**optim) if isinstance(optim, dict) else optim or self.default_optim()
         self.init_from = init_from
         self.benchmark = {}
-        self._first_broken: Tensor | None = None
-        self._loss_names: list[str] = []
         #: When the loader handed over the last batch (``time.perf_counter``); monitors read it.
         self.batch_arrived = 0.0
+        self._loss_watchers: list[Any] = []
         self.has_started = False
 
     # -- what a method says -----------------------------------------------------------------------------
@@ -106,7 +106,8 @@ class Method(Deployable):
         callbacks = trainer_callbacks(self.trainer)
         present = [callback_kind(callback) for callback in callbacks]
         present += [(family, None) for c in callbacks for family in getattr(c, "stands_for", ())]
-        callbacks[:0] = [c for c in self.default_callbacks() if callback_kind(c) not in present]
+        defaults = [*self.default_callbacks(), NonFinite()]
+        callbacks[:0] = [c for c in defaults if callback_kind(c) not in present]
         if self.init_from:
             callbacks.insert(0, InitFrom(self.init_from))
         return []
@@ -134,6 +135,7 @@ class Method(Deployable):
                 "parameter, elastic networks are slices of them, and checkpoints are single files. Set "
                 "trainer.strategy to ddp"
             )
+        self._loss_watchers = [callback for callback in callbacks if hasattr(callback, "on_losses")]
         if stage != "fit":
             return
         if self.optim.clip_norm is not None and self.trainer.gradient_clip_val:
@@ -162,12 +164,15 @@ class Method(Deployable):
             self.trainer.strategy.model.require_forward_param_sync = True
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Sum the losses and log them on the steps the logger writes (logging every step costs 4 ms)."""
+        """Sum the losses and log them on the steps the logger writes (logging every step costs 4 ms).
+
+        Callbacks with a method ``on_losses(pl_module, losses)`` see the terms first.
+        """
         losses = self.losses(batch)
+        for callback in self._loss_watchers:
+            callback.on_losses(self, losses)
         total = torch.stack(list(losses.values())).sum()
-        self._watch(losses)
         if self.writes_logs():
-            self._check_finite()
             self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()})
             self.log("train/loss", total.detach(), prog_bar=True)
         return total
@@ -180,10 +185,6 @@ class Method(Deployable):
     def writes_logs(self) -> bool:
         """Whether the logger writes at the step that is running."""
         return self.trainer._logger_connector.should_update_logs
-
-    def on_train_epoch_end(self) -> None:
-        """Never let an epoch with a broken loss pass for a good one."""
-        self._check_finite()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build optimiser groups and the per-step schedule from ``self.optim``."""
@@ -264,27 +265,6 @@ class Method(Deployable):
             state = checkpoint["state_dict"]
             for key in [key for key in state if key.startswith(f"{TRAINING_PARTS}.")]:
                 del state[key]
-
-    def _watch(self, losses: dict[str, Tensor]) -> None:
-        """Remember on the device in which step each term first was not finite, without a host sync."""
-        values = torch.stack([loss.detach().float() for loss in losses.values()])
-        broken = torch.where(torch.isfinite(values), torch.inf, float(self.global_step))
-        if self._first_broken is None or list(losses) != self._loss_names:
-            self._check_finite()
-            self._first_broken, self._loss_names = broken, list(losses)
-        else:
-            self._first_broken = torch.minimum(self._first_broken, broken)
-
-    def _check_finite(self) -> None:
-        if self._first_broken is None or bool(self._first_broken.isinf().all()):
-            return
-        steps = self._first_broken.tolist()
-        terms = [name for name, step in zip(self._loss_names, steps, strict=True) if step == min(steps)]
-        raise FloatingPointError(
-            f"loss {', '.join(map(repr, terms))} became nan or inf in step {min(steps):.0f} (read when logs are "
-            "written). Lower optim.lr, lengthen optim.warmup_steps, use 32-bit precision, or look at the inputs "
-            "of this term."
-        )
 
 
 def trainer_callbacks(trainer: L.Trainer) -> list[Callback]:

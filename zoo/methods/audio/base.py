@@ -36,7 +36,6 @@ class AudioMethod(Method):
     def __init__(self, optim: Optim | None = None, init_from: str | None = None) -> None:
         super().__init__(optim, init_from)
         self.front_end = AudioFeatures()
-        self._broken_clips: Tensor | None = None
 
     def default_callbacks(self) -> list[Callback]:
         """Monitors."""
@@ -97,36 +96,6 @@ class AudioMethod(Method):
                 "data.features to {class_path: zoo.nn.AudioFeatures}"
             )
         return as_image(batch["spectrogram"])
-
-    # -- inputs that are not finite ---------------------------------------------------------------------
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Watch the spectrograms, then train."""
-        if "spectrogram" in batch:
-            self._watch_clips(batch)
-        return super().training_step(batch, batch_idx)
-
-    def _watch_clips(self, batch: Batch) -> None:
-        """Remember on the device which clips first held nan or inf, without a host sync."""
-        broken = ~batch["spectrogram"].detach().flatten(1).sum(1).isfinite()
-        index = batch.get("index", torch.arange(len(broken), device=broken.device))
-        named = torch.full((8,), -1, device=broken.device)
-        found = torch.where(broken, index, -1).sort(descending=True).values[:8]
-        named[: len(found)] = found
-        now = torch.cat((torch.where(broken.any(), self.global_step, -1).view(1), named))
-        before = self._broken_clips
-        self._broken_clips = now if before is None else torch.where(before[0] >= 0, before, now)
-
-    def _check_finite(self) -> None:
-        if self._broken_clips is not None:
-            step, *indices = self._broken_clips.tolist()
-            if step >= 0:
-                names = ", ".join(str(index) for index in indices if index >= 0)
-                raise FloatingPointError(
-                    f"the clips with index {names} held nan or inf in step {step} (at most eight are named): "
-                    "look at these files, or at data.features"
-                )
-        super()._check_finite()
 
     # -- prediction -------------------------------------------------------------------------------------
 

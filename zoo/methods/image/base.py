@@ -105,7 +105,6 @@ class SelfDistillation(Method):
         self.student = self.build_student(backbone, pretrained, backbone_args or {}, head_args or {})
         self.teacher = Teacher(self.student, buffers="copy")
         self.cls_targets = self.build_targets()
-        self._broken_views: Tensor | None = None
 
     def build_student(
         self, backbone: str, pretrained: bool | str, backbone_args: dict[str, Any], head_args: dict[str, Any]
@@ -150,7 +149,6 @@ class SelfDistillation(Method):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Ask the teacher, take the losses, then let the targets remember what the teacher said."""
         batch = self.prepared(batch, batch_idx)
-        self._watch_views(batch)
         loss = super().training_step(batch, batch_idx)
         self.update_targets(batch["teacher"])
         return loss
@@ -204,30 +202,6 @@ class SelfDistillation(Method):
         if self.temp_every == "epoch":
             return linear(self.global_step // per_epoch, epochs, start, end)
         return linear(self.global_step, epochs * per_epoch, start, end)
-
-    def _watch_views(self, batch: Batch) -> None:
-        """Remember on the device which images first had views that are not finite."""
-        B = len(batch["views"]["global"]) // 2
-        sums = torch.cat([view.detach().flatten(1).sum(1) for view in batch["views"].values()])
-        broken = ~sums.view(-1, B).isfinite().all(0)
-        index = batch.get("index", torch.arange(B, device=broken.device))
-        named = torch.full((8,), -1, device=broken.device)
-        found = torch.where(broken, index, -1).sort(descending=True).values[:8]
-        named[: len(found)] = found
-        now = torch.cat((torch.where(broken.any(), self.global_step, -1).view(1), named))
-        before = self._broken_views
-        self._broken_views = now if before is None else torch.where(before[0] >= 0, before, now)
-
-    def _check_finite(self) -> None:
-        if self._broken_views is not None:
-            step, *indices = self._broken_views.tolist()
-            if step >= 0:
-                names = ", ".join(str(index) for index in indices if index >= 0)
-                raise FloatingPointError(
-                    f"views of the images with index {names} held nan or inf in step {step} (at most eight are "
-                    "named): look at these images, or at data.views"
-                )
-        super()._check_finite()
 
     # -- evaluation -------------------------------------------------------------------------------------
 
