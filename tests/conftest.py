@@ -15,6 +15,9 @@ import pytest
 import torch
 
 from tests.tiny import cityscapes_tree, gta5_tree
+from zoo.class_paths import allow
+
+allow("tests")  # configs of tests name classes of tests
 
 torch.set_num_threads(1)
 

@@ -63,6 +63,7 @@ options of the run commands
   --tensorboard true  event files for TensorBoard, too
   --run_card false  do without run_card.json, the record of the run
   --print_config    show the resolved config and stop
+  --allow-imports PACKAGE  let configs name classes of a package of yours (importing it runs its code)
   --traceback       show where an error comes from (also: SELFZOO_DEBUG=1)
   --help            all options, e.g. zoo fit --help
 

@@ -1,8 +1,8 @@
-"""Which classes a config or a file may name."""
+"""Which classes a config, a command or a checkpoint may name: importing a module runs its code."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from pkgutil import resolve_name
 from typing import Any
 
@@ -19,47 +19,73 @@ PACKAGES = (
     "monai",
     "torchmetrics",
 )
-"""Top-level packages whose classes may be named; importing them is what running the zoo does anyway."""
+"""Packages whose classes may be named."""
+REFUSED = (
+    *("torch.hub", "torch.load", "torch.serialization", "torch.package", "torch.jit", "torch.export"),
+    *("torch.utils.cpp_extension", "torch.utils.model_zoo", "torch.distributed", "monai.bundle", "torch.ops"),
+)
+"""Parts of them that load or run what they are given."""
+FLAG = "--allow-imports"
 
-PATH_KEYS = ("class_path",)
+_allowed: set[str] = set(PACKAGES)
 
 
-class ForeignClassError(UsageError):
-    """A class of a package that nobody allowed; nothing of it was imported."""
+def allow(*packages: str) -> None:
+    """Allow further packages for the rest of the process, and have the parser of configs refuse all others.
+
+    Raises:
+        UsageError: that is no name of a package.
+    """
+    from jsonargparse import set_parsing_settings
+
+    for package in packages:
+        if not package.replace(".", "_").isidentifier():
+            raise UsageError(f"{FLAG} {package}: name a package, such as my_package")
+    _allowed.update(packages)
+    set_parsing_settings(
+        import_path_denylist=["*", *REFUSED],
+        import_path_allowlist=sorted(_allowed),
+        instantiate_subclass_spec_in_any=False,
+    )
+
+
+def take_allowed(argv: Sequence[str]) -> list[str]:
+    """Allow what follows every ``--allow-imports`` and return the other tokens."""
+    rest: list[str] = []
+    packages: list[str] = []
+    tokens = iter(argv)
+    for token in tokens:
+        flag, equals, package = token.partition("=")
+        if flag == FLAG:
+            packages.append(package if equals else next(tokens, ""))
+        else:
+            rest.append(token)
+    allow(*packages)
+    return rest
+
+
+def refusal(class_path: str) -> str:
+    """The message about a class that may not be named."""
+    package = class_path.partition(".")[0]
+    if package in _allowed:
+        return f"{class_path} may not be named in a config: it loads or runs what it is given"
+    return (
+        f"{class_path} may not be named: importing {package} runs its code, and classes may come from "
+        f"{', '.join(sorted(_allowed))} only. If you trust it, add {FLAG} {package}"
+    )
 
 
 def resolve_class(class_path: str) -> Any:
-    """The class of an allowed package.
+    """The class of an allowed package; nothing of another one is imported.
 
     Raises:
-        ForeignClassError: it belongs to another package.
+        UsageError: it belongs to another package, or does not exist.
     """
-    check_class_path(class_path, "the file")
-    return resolve_name(class_path)
-
-
-def check_class_path(class_path: str, source: str) -> None:
-    """Refuse a class of another package.
-
-    Raises:
-        ForeignClassError: it names what is refused and how to allow it.
-    """
-    package = class_path.partition(".")[0].partition(":")[0]
-    if "." in class_path and package not in PACKAGES:
-        raise ForeignClassError(
-            f"{source} names the class {class_path}, and importing {package} runs its code: classes may come from "
-            f"{', '.join(PACKAGES)}. If you trust it, add --allow-imports"
-        )
-
-
-def class_paths(value: Any) -> Iterator[str]:
-    """Every class that nested settings name."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            if isinstance(key, str) and key.rpartition(".")[2] in PATH_KEYS and isinstance(inner, str):
-                yield inner
-            else:
-                yield from class_paths(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from class_paths(inner)
+    parts = class_path.split(".")
+    prefixes = {".".join(parts[: end + 1]) for end in range(len(parts))}
+    if ":" in class_path or not prefixes & _allowed or prefixes & set(REFUSED):
+        raise UsageError(refusal(class_path))
+    try:
+        return resolve_name(class_path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"there is no class {class_path}: {error}") from error

@@ -21,6 +21,7 @@ from callbacks import ExactResume, RunCard, RunProgress, SampleScores, WandbChec
 from datamodules.base import BenchmarkDataModule
 from zoo import notices, registry
 from zoo.cards import Card
+from zoo.class_paths import take_allowed
 from zoo.cli_errors import ZooParser, plain_message
 from zoo.config_files import UsageError, last_value, read_sources, replaced_lists, resolve_configs
 from zoo.method import Method
@@ -72,7 +73,9 @@ def _run(argv: Sequence[str]) -> int:
             warnings.filterwarnings("ignore", message=pattern)
         try:
             if is_series(argv):
+                take_allowed(argv)  # the runs of a series take it again
                 return run_series(argv, resolve)
+            argv = take_allowed(argv)
             import_classes()
             ZooCLI(resolve_configs([token for token in argv if token != "--traceback"]))
         except Exception as error:
@@ -278,6 +281,7 @@ def resolve(options: Sequence[str]) -> tuple[dict[str, Any], str, str]:
     Raises:
         UsageError: an option is wrong.
     """
+    options = take_allowed(options)
     import_classes()
     cli = ParsedOnly(resolve_configs(["fit", *options]))
     config = cli.config["fit"]

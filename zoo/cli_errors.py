@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from zoo.class_paths import refusal
 from zoo.config_files import UsageError
 from zoo.registry import suggest
 
@@ -63,6 +64,8 @@ def explain(message: str, options: Sequence[str]) -> str:
         message: as jsonargparse wrote it, for unions of types one alternative below the other.
         options: every dotted key the parser knows.
     """
+    if denied := re.search(r"Importing '([\w.]+)' is not allowed", message):
+        return refusal(denied[1])
     if unknown := re.search(r"(?:unrecognized arguments: -*|does not accept option ')([\w.+]+)", message):
         return _unknown_key(unknown[1], options)
     if missing := re.findall(r"\w+\.(model|data)\b", message if "are required: " in message else ""):

@@ -170,7 +170,9 @@ class NonFinite(Callback):
         """Look at gradients and teachers, and, where that is free or asked for, at the flags."""
         if self._now is None:
             return
-        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        trained = [
+            p for group in optimizer.param_groups for p in group["params"] if p.grad is not None and p.numel()
+        ]
         if trained and getattr(trainer.precision_plugin, "scaler", None) is None:
             self._now.flags.append((lambda: _names(pl_module, trained), finite(p.grad for p in trained)))
         for name, module in pl_module.named_modules():

@@ -7,10 +7,10 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 from zoo.checkpoints.files import CheckpointError, read_plain
+from zoo.class_paths import resolve_class
 from zoo.config_files import UsageError
 
 NAMES = ("best", "last", "hpc")  # of checkpoints in a run's folder
@@ -76,7 +76,7 @@ class Trained:
             UsageError: a difference that would not take effect: another class, other optimiser settings,
                 other weights to start from.
         """
-        if self.class_path and resolve_name(self.class_path) is not resolve_name(model["class_path"]):
+        if self.class_path and resolve_class(self.class_path) is not resolve_class(model["class_path"]):
             raise UsageError(
                 f"--ckpt_path holds a {self.class_path}, the command asks for a {model['class_path']}: "
                 "leave the model to the checkpoint, choose another checkpoint, or start a run of its own from the "
