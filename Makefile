@@ -8,7 +8,7 @@ PIP := install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-fast lint type docs bench clean
+.PHONY: help install quickstart test test-fast compat fuzz lint type docs bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,12 @@ test: install ## the whole suite
 
 test-fast: install ## without the tests that take more than about ten seconds
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not slow"
+
+compat: ## the suite on the oldest and newest libraries, on every Python found (OPTIONS='--only oldest')
+	$(PYTHON) .ci/compat.py $(OPTIONS)
+
+fuzz: install ## the readers of configs, manifests and checkpoints against 5000 files each
+	SELFZOO_FUZZ=5000 $(BIN)/python -m pytest -q -s tests/test_fuzz.py
 
 lint: install ## style and spelling
 	$(BIN)/ruff check .

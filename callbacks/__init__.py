@@ -8,6 +8,7 @@ from callbacks.ema_teacher import EMATeacher
 from callbacks.epoch_average import EpochAverage
 from callbacks.exact_resume import ExactResume
 from callbacks.future_teacher import FutureTeacher
+from callbacks.interrupts import Interrupts
 from callbacks.mesa import Mesa
 from callbacks.monitor import Monitor, NoMonitors
 from callbacks.online_probe import OnlineLinearProbe
@@ -43,6 +44,7 @@ __all__ = [
     "EpochAverage",
     "ExactResume",
     "FutureTeacher",
+    "Interrupts",
     "KNNProbe",
     "LinearProbe",
     "Mesa",

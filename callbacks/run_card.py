@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from callbacks.interrupts import interrupted_by
 from callbacks.output_folder import output_folder
 from callbacks.run_facts import (
     dataset_facts,
@@ -35,7 +36,7 @@ from zoo.checkpoints import load_reports
 from zoo.config_hash import config_hash
 
 FILE_NAME = "run_card.json"
-INTERRUPTIONS = {KeyboardInterrupt: "SIGINT", SIGTERMException: "SIGTERM"}
+INTERRUPTIONS = (KeyboardInterrupt, SIGTERMException)
 
 
 class RunCard(Callback):
@@ -158,7 +159,7 @@ class RunCard(Callback):
         """Write why the run ended; it may not even have begun."""
         if not self.card:
             self._begin(trainer, pl_module)
-        told = INTERRUPTIONS.get(type(exception))
+        told = interrupted_by(trainer, exception) if isinstance(exception, INTERRUPTIONS) else None
         self.card["status"] = "interrupted" if told else "failed"
         self.card["reason"] = told or "".join(traceback.format_exception_only(exception)).strip()
         self._write(trainer, pl_module)

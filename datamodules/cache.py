@@ -88,9 +88,9 @@ def _is_intact(folder: Path) -> bool:
     if not manifest.is_file():
         return False
     try:
-        checksums = json.loads(manifest.read_text())
+        checksums: dict[str, int] = dict(json.loads(manifest.read_text()))
         return all(
             zlib.crc32((folder / path).read_bytes()) == checksum for path, checksum in checksums.items()
         )
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False

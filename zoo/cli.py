@@ -16,8 +16,9 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from callbacks import ExactResume, RunCard, RunProgress, SampleScores, WandbCheckpoint
+from callbacks import ExactResume, Interrupts, RunCard, RunProgress, SampleScores, WandbCheckpoint
 from datamodules.base import BenchmarkDataModule
 from zoo import notices, registry
 from zoo.cards import Card
@@ -37,6 +38,9 @@ from zoo.run_folder import (
     run_loggers,
 )
 from zoo.series import is_series, run_series
+
+INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143}
+"""Exit codes of runs that a signal ended, as shells report them."""
 
 # Said by libraries about each other, or made untrue by what happens here; nothing a user could act on.
 QUIET = (
@@ -60,6 +64,13 @@ def run(argv: Sequence[str]) -> int:
     code = 1  # also of what passes through here
     try:
         code = _run(argv)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):
+            code = INTERRUPTED["SIGINT"]
+        elif isinstance(ended, SIGTERMException):
+            code = INTERRUPTED[getattr(ended, "received", "SIGTERM")]
+        else:
+            raise
     finally:
         finish_wandb(code)
     return code
@@ -212,6 +223,7 @@ class ZooCLI(LightningCLI):
         if self.verb == "fit" and config.enable_checkpointing is not False:
             if not any(isinstance(callback, ExactResume) for callback in configured):
                 callbacks.append(ExactResume())
+            callbacks.append(Interrupts())
             if any(isinstance(callback, Checkpoint) for callback in configured):
                 notices.tell(["your checkpoint callback takes the place of best.ckpt and last.ckpt"])
             else:

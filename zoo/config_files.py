@@ -87,10 +87,10 @@ def read_sources(argv: Sequence[str]) -> list[Source]:
 
 def _read_source(path: Path) -> Source:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        content = dict(flatten(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # bytes, dates, keys, loops
         raise UsageError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
-    return Source(path.name, dict(flatten(content)))
+    return Source(path.name, content)
 
 
 def last_value(sources: Sequence[Source], key: str) -> Any:

@@ -18,7 +18,8 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from zoo.notices import dropped_callbacks, tell
 
@@ -167,6 +168,25 @@ class LastCheckpoint(Checkpoint):
         waited = self._waits and not trainer.fit_loop._should_accumulate()
         if stops or ends or waited:
             self._save(trainer)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Lose no work to what went wrong outside a step: a signal, the data, validation.
+
+        Within a step weights, teachers and counters may disagree, so the file of before stays.
+        """
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        between_steps = progress.ready == progress.completed and not trainer.sanity_checking
+        if trainer.state.fn != TrainerFn.FITTING or not between_steps or not trainer.global_step:
+            return
+        alone = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
+        if isinstance(exception, FloatingPointError) or not alone:
+            return  # other processes may be elsewhere, and saving needs all of them
+        try:
+            self._save(trainer)
+        except Exception as error:  # what went wrong first is what the user has to see
+            rank_zero_warn(f"{self.path} could not be written at the end of the run: {error}")
 
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.path, weights_only=False)

@@ -1,0 +1,197 @@
+"""What goes wrong around a run: one clear error, no lost work, the right exit code."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from callbacks.checkpoint_io import AtomicCheckpointIO
+from datamodules.labels import ENCODINGS
+from tests.cli_toy import CLIData, CLIMethod, checkpoint, zoo_run
+from tests.toy import toy_batch
+from zoo.__main__ import main
+
+LAST = Path("here/checkpoints/last.ckpt")
+HERE = ["--run_dir", "here", "--trainer.num_sanity_val_steps", "0"]
+
+
+def card() -> dict[str, Any]:
+    return json.loads(Path("here/run_card.json").read_text())
+
+
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class Signalled(CLIMethod):
+    """Gets a signal in its second step."""
+
+    def __init__(self, number: int = 0, times: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.number, self.times = number, times
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.global_step == 1:
+            for _ in range(self.times):
+                signal.raise_signal(self.number)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.usefixtures("_signals")
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_ends_the_run_after_the_step_and_saves_it(name: str, code: int) -> None:
+    number = str(int(getattr(signal, name)))
+    assert zoo_run("fit", "--model", "Signalled", "--model.number", number, *HERE, steps=4) == code
+    assert (card()["status"], card()["reason"], card()["steps"]) == ("interrupted", name, 2)
+    assert checkpoint(LAST)["global_step"] == 2
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_second_interrupt_stops_at_once() -> None:
+    options = ["--model", "Signalled", "--model.number", str(int(signal.SIGINT)), "--model.times", "2"]
+    assert zoo_run("fit", *options, *HERE, steps=4) == 130
+    assert (card()["status"], card()["reason"], card()["steps"]) == ("interrupted", "SIGINT", 1)
+    assert not LAST.exists()
+
+
+class FailingValidation(CLIMethod):
+    """Runs out of memory in validation."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+
+def test_out_of_memory_in_validation_loses_no_step() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        zoo_run("fit", "--model", "FailingValidation", *HERE, "--trainer.val_check_interval", "3", steps=4)
+    assert checkpoint(LAST)["global_step"] == 3
+    assert card()["reason"].startswith("torch.OutOfMemoryError: CUDA out of memory")
+    resume = ["--ckpt_path", "last", "--trainer.limit_val_batches", "0"]
+    assert zoo_run("fit", *HERE, "--model", "FailingValidation", *resume, steps=4) == 0
+    assert checkpoint(LAST)["global_step"] == 4
+
+
+class Vanishing(Dataset[dict[str, Any]]):
+    """Its third file is gone, or kills the worker that reads it."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 2 and self.how == "vanish":
+            return {"image": Path("data/3.png").read_bytes()}
+        if index == 2 and self.how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return toy_batch(index)
+
+
+class FaultyData(CLIData):
+    """Data that goes wrong in its third batch."""
+
+    def __init__(self, how: str = "vanish", workers: int = 0) -> None:
+        super().__init__()
+        self.how, self.workers = how, workers
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Vanishing(self.how), batch_size=None, num_workers=self.workers)
+
+
+@pytest.mark.parametrize(
+    ("how", "workers", "reason"),
+    [
+        ("vanish", 0, "No such file or directory: 'data/3.png'"),
+        ("vanish", 1, "No such file or directory: 'data/3.png'"),
+        ("kill", 1, "DataLoader worker (pid"),
+    ],
+)
+def test_data_that_fails_loses_no_step(how: str, workers: int, reason: str) -> None:
+    data = ["--data", "FaultyData", "--data.how", how, "--data.workers", str(workers)]
+    with pytest.raises((FileNotFoundError, RuntimeError)):
+        zoo_run("fit", *data, *HERE, steps=4)
+    assert reason in card()["reason"]
+    assert checkpoint(LAST)["global_step"] >= 1
+
+
+def test_a_full_disk_while_saving_keeps_the_older_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert zoo_run("fit", *HERE, steps=2) == 0
+    older = LAST.read_bytes()
+
+    def full(content: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("callbacks.checkpoint_io.torch.save", full)
+    with pytest.raises(OSError, match="No space left"):
+        zoo_run("fit", *HERE, "--ckpt_path", str(LAST), steps=4)
+    assert LAST.read_bytes() == older
+    assert not list(LAST.parent.glob(".*"))
+    assert "No space left on device" in card()["reason"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(OSError, match=r"Read-only file system: '.*checkpoints'"):
+        AtomicCheckpointIO().save_checkpoint({}, "here/checkpoints/last.ckpt")
+
+
+def test_a_label_map_with_holes_names_file_and_values() -> None:
+    import numpy as np
+
+    stored = np.array([[0, 18], [200, 77]], np.uint8)
+    with pytest.raises(
+        ValueError, match=r"Label a.png: 2 pixels hold values outside encoding 'trainIds': \[77, 200\]"
+    ):
+        ENCODINGS["trainIds"].decode(stored, "a.png")
+
+
+def test_a_clock_that_jumps_back_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter(range(10_000, 0, -1))
+    monkeypatch.setattr("time.time", lambda: float(next(times)))
+    assert zoo_run("fit", *HERE, steps=2) == 0
+    assert card()["seconds"] >= 0
+
+
+def test_wrong_types_and_unknown_keys_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo_run("fit", "--trainer.max_steps", "many") == 2
+    assert "trainer.max_steps: expected int, found many" in capsys.readouterr().err
+    assert zoo_run("fit", "--model.backbon", "x") == 2
+    assert "did you mean backbone?" in capsys.readouterr().err
+
+
+# -- the table -------------------------------------------------------------------------------------------
+
+
+def test_every_test_that_the_table_names_exists() -> None:
+    root = Path(__file__).parents[1]
+    table = (root / "docs" / "reliability.md").read_text().partition("## Faults")[2]
+    named = [word.strip("`") for word in table.split() if word.startswith("`tests/") and "::" in word]
+    assert len(named) > 12
+    for node in named:
+        file, _, function = node.rstrip("`,.;").partition("::")
+        assert f"def {function}(" in (root / file).read_text(), node
+
+
+def test_help_names_the_way_back(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "zoo rerun FILE" in capsys.readouterr().out
