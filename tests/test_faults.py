@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,8 @@ class Vanishing(Dataset[dict[str, Any]]):
         if index == 2 and self.how == "vanish":
             return {"image": Path("data/3.png").read_bytes()}
         if index == 2 and self.how == "kill":
+            while not Path("started").exists():  # workers read ahead of training
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
         return toy_batch(index)
 
@@ -109,6 +112,10 @@ class FaultyData(CLIData):
     def __init__(self, how: str = "vanish", workers: int = 0) -> None:
         super().__init__()
         self.how, self.workers = how, workers
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        Path("started").touch()
+        return batch
 
     def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(Vanishing(self.how), batch_size=None, num_workers=self.workers)

@@ -27,7 +27,18 @@ EXAMPLES = int(os.environ.get("SELFZOO_FUZZ", "25"))
 outcomes: collections.Counter[str] = collections.Counter()
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=4)
-keys = st.sampled_from(["model", "class_path", "init_args", "trainer", "state_dict", "hyper_parameters"])
+keys = st.sampled_from(
+    [
+        "model",
+        "class_path",
+        "init_args",
+        "trainer",
+        "state_dict",
+        "hyper_parameters",
+        "callbacks",
+        "_class_path",
+    ]
+)
 trees = st.recursive(
     leaves,
     lambda inner: (

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints.files import CheckpointError, read_plain
+from zoo.checkpoints.files import DAMAGED_ZIP, CheckpointError, is_zip, read_plain
 from zoo.class_paths import resolve_class
 from zoo.config_files import UsageError
 
@@ -63,7 +63,13 @@ class Trained:
         """The model as a config on the command line; nothing if the checkpoint was not written by `zoo`."""
         if self.class_path is None:
             return []
-        return ["--config", json.dumps({"model": {"class_path": self.class_path, "init_args": self.options}})]
+        try:
+            model = json.dumps({"model": {"class_path": self.class_path, "init_args": self.options}})
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(
+                f"--ckpt_path {self.path} holds hyper-parameters that are no plain values ({error})"
+            ) from error
+        return ["--config", model]
 
     def compare(self, model: Mapping[str, Any], resumes: bool) -> list[str]:
         """Tell in which options the resolved ``model`` differs from the checkpoint.
@@ -122,7 +128,7 @@ class Trained:
 
     def holds_random_state(self) -> bool:
         """Lightning stores none; a callback that does so keeps it under ``rng_state``."""
-        return any("rng_state" in state for state in self._callback_states())
+        return any(isinstance(state, Mapping) and "rng_state" in state for state in self._callback_states())
 
     def _callback_states(self) -> list[Mapping[str, Any]]:
         return list(self.checkpoint.get("callbacks", {}).values())
@@ -191,9 +197,13 @@ def differences(trained: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[st
 
 def _whole(path: str) -> dict[str, Any]:
     """Read a checkpoint after comparing its content with its checksums: torch does not when it maps a file."""
-    if zipfile.is_zipfile(path):  # reading what is none will tell
+    if is_zip(path):  # reading what is none will tell
         with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
+            try:
+                damaged = archive.testzip()
+            except DAMAGED_ZIP as error:
+                damaged = str(error)
+            if damaged:
                 raise UsageError(
                     f"--ckpt_path {path} is damaged ({damaged} in it does not have the checksum it was written "
                     "with): use another checkpoint of the run"
@@ -212,6 +222,7 @@ def _read(path: str) -> dict[str, Any]:
     if (
         not isinstance(checkpoint, dict)
         or not {"state_dict", "hyper_parameters", "callbacks"} & checkpoint.keys()
+        or any(not isinstance(checkpoint.get(key, {}), Mapping) for key in ("hyper_parameters", "callbacks"))
     ):
         raise UsageError(
             f"--ckpt_path {path} is not a Lightning checkpoint but other weights: start from them with "

@@ -12,6 +12,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,6 +42,20 @@ _HARMLESS = re.compile(
     r"|collections\.(?:OrderedDict|defaultdict|Counter)|_codecs\.encode|argparse\.Namespace"
     r"|pathlib(?:\._local)?\.PosixPath|numpy(?:\._?core\.multiarray\.scalar|\.dtypes?(?:\.\w+)?)"
 )
+
+
+DAMAGED_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    OSError,
+)
+"""What ``zipfile`` raises on archives that are damaged, encrypted or packed in a way it does not know."""
+LARGEST_PICKLE = 2**28
+"""Bytes of a pickle that is looked into, once unpacked; it holds names, tensors lie beside it."""
 
 
 class CheckpointError(ValueError):
@@ -190,13 +205,23 @@ def refused_objects(path: Path) -> list[str]:
     return sorted(name for name in names if not _HARMLESS.fullmatch(name))
 
 
+def is_zip(path: str | Path) -> bool:
+    """Whether the directory of a zip archive can be read; what it lists may still be damaged."""
+    try:
+        with zipfile.ZipFile(path):
+            return True
+    except DAMAGED_ZIP:
+        return False
+
+
 def _pickles(path: Path) -> Iterator[BinaryIO]:
     """The pickles of a file: of an archive one or more, of the older format four in a row."""
-    if zipfile.is_zipfile(path):
+    if is_zip(path):
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith(".pkl"):
-                    yield io.BytesIO(archive.read(name))
+            for entry in archive.infolist():
+                if entry.filename.endswith(".pkl") and entry.file_size <= LARGEST_PICKLE:
+                    with contextlib.suppress(*DAMAGED_ZIP):
+                        yield io.BytesIO(archive.read(entry))
     else:
         with path.open("rb") as file:
             for _ in range(4):
