@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,8 @@ def test_pretrained_takes_a_source_and_nothing_is_fetched_again(
     still = ["--model.optim.lr", "0"]
     assert source_only("fit", tmp_path, "--model.pretrained", "w.pth", *still, "--run_dir", "run") == 0
     assert "weights of w.pth: timm layout" in capsys.readouterr().err
+    (report,) = json.loads(Path("run/run_card.json").read_text())["load_reports"].values()
+    assert (report["source"], report["share"], report["missing"]) == ("w.pth", 1.0, [])
     assert config(Path("run/config.yaml"))["model"]["init_args"]["pretrained"] == "w.pth"
     last = "run/checkpoints/last.ckpt"
     assert (checkpoint(Path(last))["state_dict"]["student.backbone.stages.0.0.weight"] == 0.01).all()
