@@ -104,9 +104,9 @@ def _domains(batch: Batch, datamodule: Any, count: int) -> Image.Image:
         for title, (part, key, kind) in DOMAIN_COLUMNS.items()
         if key in batch.get(part, {})
     }
-    if not present:  # parts of volumes, each drawn as if it were alone
-        parts = [preview(part, datamodule, count) for part in batch.values() if isinstance(part, Mapping)]
-        return below(parts)
+    parts = [part for part in batch.values() if isinstance(part, Mapping)]
+    if not present or any("volume" in part for part in parts):  # each drawn as if it were alone
+        return below([preview(part, datamodule, count) for part in parts])
     maps = [values[:count] for values, kind in present.values() if kind == "label"]
     largest = max((int(m[m < 255].max()) + 1 for m in maps if bool((m < 255).any())), default=1)
     palette = palette_of(datamodule, largest)

@@ -74,7 +74,10 @@ BATCHES: dict[str, dict[str, Any]] = {
     "waveform": {"waveform": torch.rand(2, 1000) - 0.5, "label": torch.tensor([0, 1])},
     "crops": crops(),
     "volume": {"volume": torch.rand(2, 1, 8, 8, 8), "label": torch.ones(2, 8, 8, 8, dtype=torch.long)},
-    "omni": {"labelled": {"volume": torch.rand(1, 1, 8, 8, 8)}, "unlabelled": crops()},
+    "omni": {
+        "labelled": {"volume": torch.rand(1, 1, 8, 8, 8), "label": torch.ones(1, 8, 8, 8, dtype=torch.long)},
+        "unlabelled": crops(),
+    },
     "volume, unlabelled": {"volume": torch.rand(1, 1, 8, 8, 8)},
 }
 
