@@ -74,7 +74,10 @@ def test_unfinished_run_is_resumed_where_it_is(started: list[Sequence[str]]) -> 
     # As if the run had been stopped after its second step.
     path.write_text(json.dumps({**whole, "status": "interrupted"}))
     last = path.parent / "checkpoints/last.ckpt"
-    last.write_bytes(Path("stopped/checkpoints/last.ckpt").read_bytes())
+    for file in last.parent.iterdir():
+        file.unlink()
+    for file in Path("stopped/checkpoints").iterdir():
+        (last.parent / file.name).write_bytes(file.read_bytes())
     assert zoo_run("fit", *every, steps=4) == 0
     assert [*started[-1][-4:]] == ["--run_dir", str(path.parent), "--ckpt_path", "last"]
     resumed = json.loads(path.read_text())
