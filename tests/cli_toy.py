@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 from callbacks import EMATeacher
 from datamodules.base import BenchmarkDataModule
 from tests.toy import ToyMethod, toy_loader
+from zoo import series
 from zoo.__main__ import main
 from zoo.optim import Optim
 
@@ -87,6 +89,18 @@ class CLIData(BenchmarkDataModule):
         return toy_loader(2)
 
     test_dataloader = predict_dataloader = val_dataloader
+
+
+def started_here(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
+    """Make the runs of a series start in this process; what was started."""
+    calls: list[Sequence[str]] = []
+
+    def start(argv: Sequence[str]) -> int:
+        calls.append(argv)
+        return main(argv)
+
+    monkeypatch.setattr(series, "start", start)
+    return calls
 
 
 def zoo_run(verb: str, *argv: str | Path, steps: int | None = None) -> int:

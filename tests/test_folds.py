@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli_toy import CLIData, CLIMethod, zoo_run
+from tests.cli_toy import CLIData, CLIMethod, started_here, zoo_run
 from zoo import series
-from zoo.__main__ import main
 from zoo.config_files import UsageError
 from zoo.folds import best_step
 
@@ -60,15 +59,7 @@ FOLDS = ["--model", "FoldMethod", "--data", "FoldData", "--trainer.val_check_int
 
 @pytest.fixture(autouse=True)
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
-    """Runs start in this process; what was started."""
-    calls: list[Sequence[str]] = []
-
-    def start(argv: Sequence[str]) -> int:
-        calls.append(argv)
-        return main(argv)
-
-    monkeypatch.setattr(series, "start", start)
-    return calls
+    return started_here(monkeypatch)
 
 
 def summaries() -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cli_toy import TOY, checkpoint, zoo_run
+from tests.cli_toy import TOY, checkpoint, started_here, zoo_run
 from zoo import series
 from zoo.__main__ import main
 from zoo.config_files import UsageError
@@ -27,15 +27,7 @@ SWEPT = {
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
-    """Runs start in this process; what was started."""
-    calls: list[Sequence[str]] = []
-
-    def start(argv: Sequence[str]) -> int:
-        calls.append(argv)
-        return main(argv)
-
-    monkeypatch.setattr(series, "start", start)
-    return calls
+    return started_here(monkeypatch)
 
 
 def cards() -> list[dict[str, Any]]:
