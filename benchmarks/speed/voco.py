@@ -1,9 +1,9 @@
 """What a batch of VoCo costs beside the step that learns from it, and the memory a voxel takes.
 
-CPU seconds of one thread, or seconds of the clock on a GPU; the cost of a batch is cutting and augmenting its crops, and
+CPU seconds of one thread, or seconds of the clock on a GPU; the cost of a batch is cutting and augmenting crops, and
 its position labels.
 
-* ``embedded``: steps of a real Trainer over the files of `voco/embedded` (four torsos, 64 crops of 16×16×32 voxels). The
+* ``embedded``: steps of a real Trainer over the files of `voco/embedded` (4 torsos, 64 crops of 16×16×32 voxels). The
   batch is timed inside the steps, so every step is a pair of its own.
 * ``published``: two volumes of 192×192×64 voxels, 22 crops of 64³, Swin UNETR B. A step takes one core minutes; so the
   batch is compared with the mere forward of its crops, taken from two of them. A step is longer: the share is an
