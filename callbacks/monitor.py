@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from zoo.method import Method
 
 
-class Monitor(Callback):
+class Monitor(Callback, ABC):
     """Base of the monitors: :meth:`look` is called after every optimiser step that the logger writes.
 
     With gradient accumulation that is after the last micro-batch of the step; virtual steps of look-aheads never
@@ -23,9 +24,9 @@ class Monitor(Callback):
 
     _step = -1
 
+    @abstractmethod
     def look(self, trainer: L.Trainer, method: Method, batch: Any) -> None:
         """Measure and log."""
-        raise NotImplementedError
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ class Bank(NamedTuple):
     labels: Tensor
 
 
-class Probe(Callback):
+class Probe(Callback, ABC):
     """Base of the probes: runs with every ``every``-th validation of a training, and with every test.
 
     So ``trainer.check_val_every_n_epoch`` and ``trainer.val_check_interval`` say how often probes run, checkpoints
@@ -70,9 +71,9 @@ class Probe(Callback):
     def see(self, trainer: L.Trainer, method: Method, batch: Batch) -> None:
         """Take one batch of evaluation images, float in [0, 1]."""
 
+    @abstractmethod
     def end(self, trainer: L.Trainer, method: Method) -> dict[str, Tensor]:
         """Return what was measured, by name; equal on all ranks."""
-        raise NotImplementedError
 
     # -- Lightning's hooks ------------------------------------------------------------------------------
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,16 @@ def _shared_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a test writes without a path of its own lands in its temporary folder."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    """Lightning ignores SIGINT once it has seen one, and shells do for what runs in the background."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -187,10 +187,8 @@ def test_linear_probe_with_augmentation(tree: Path) -> None:
 
 
 def test_probes_run_while_training_and_share_features(tree: Path) -> None:
-    method, callbacks = (
-        ToyEncoder(),
-        [KNNProbe(k=[1, 5]), KNNProbe(k=[3], every=2), LinearProbe([0.1]), RankMe()],
-    )
+    method = ToyEncoder()
+    callbacks = [KNNProbe(k=[1, 5]), KNNProbe(k=[3], every=2), LinearProbe([0.1]), RankMe()]
     trainer = toy_trainer(callbacks, num_sanity_val_steps=2)
     trainer.fit(method, datamodule=toy_data(tree))
     metrics = measured(trainer)
@@ -219,10 +217,8 @@ def test_raw_pixels_are_measured_once_beside_the_probes(tree: Path) -> None:
     trainer.fit(ToyEncoder(), datamodule=data)
     metrics = measured(trainer)
     bank = data.subset("labelled")
-    x, y = (
-        bank.batch(balanced_choice(bank.labels, 40, 0)),
-        data.subset("val").batch(np.arange(15)),
-    )
+    x = bank.batch(balanced_choice(bank.labels, 40, 0))
+    y = data.subset("val").batch(np.arange(15))
     pixels, query = (batch["image"][:, 0].flatten(1).numpy() / 255 for batch in (x, y))
     expected = LogisticRegression(max_iter=1000).fit(pixels, x["label"]).score(query, y["label"])
     assert metrics["val/pixels_logistic"] == pytest.approx(100 * expected)

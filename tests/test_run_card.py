@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,16 +153,6 @@ class Stop(Callback):
             signal.raise_signal(signal.SIGINT)
         else:
             raise RuntimeError("two lines\nof trouble")
-
-
-@pytest.fixture
-def _signals() -> Iterator[None]:
-    """Lightning ignores SIGINT once it has seen one, and shells do for what runs in the background."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("_signals")
