@@ -161,8 +161,14 @@ class RunCard(Callback):
             self._begin(trainer, pl_module)
         told = interrupted_by(trainer, exception) if isinstance(exception, INTERRUPTIONS) else None
         self.card["status"] = "interrupted" if told else "failed"
-        self.card["reason"] = told or "".join(traceback.format_exception_only(exception)).strip()
-        self._write(trainer, pl_module)
+        self.card["reason"] = told or _described(exception)
+        try:
+            self._write(trainer, pl_module)
+        except RuntimeError as error:
+            # Torch tells that a loader's process died by an exception out of a signal handler, at any moment: also at
+            # this one, where another effect of that death is being told. It is the better reason.
+            self.card["reason"] = f"{_described(error)} ({self.card['reason']})"
+            self._write(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run continues: the best metrics and the time spent."""
@@ -251,6 +257,10 @@ class RunCard(Callback):
         if folder is not None:
             content = json.dumps(strict(self.card), indent=1, allow_nan=False, default=str).encode()
             write_atomically(Path(folder) / FILE_NAME, lambda file: file.write(content))
+
+
+def _described(exception: BaseException) -> str:
+    return "".join(traceback.format_exception_only(exception)).strip()
 
 
 def _monitor(pl_module: L.LightningModule) -> tuple[str | None, str]:

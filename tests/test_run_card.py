@@ -175,6 +175,26 @@ def test_card_says_why_a_run_ended(how: str, status: str, reason: str) -> None:
     assert found["method"] == "toymethod"
 
 
+def test_a_death_that_is_told_while_the_card_is_written_is_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Torch raises it out of a signal handler."""
+    told: list[str] = []
+
+    def interrupted(device: Any) -> int:
+        if found := Path("here/run_card.json").is_file() and not told:
+            told.append("once")
+            raise RuntimeError("DataLoader worker is killed")
+        return int(found)
+
+    trainer = toy_trainer(max_steps=9, callbacks=[RunCard("here"), Stop("bug")])
+    monkeypatch.setattr("callbacks.run_card.peak_memory", interrupted)
+    with pytest.raises(RuntimeError, match="trouble"):
+        trainer.fit(ToyMethod(), toy_loader(9))
+    reason = "RuntimeError: DataLoader worker is killed (RuntimeError: two lines\nof trouble)"
+    assert (card("here")["status"], card("here")["reason"]) == ("failed", reason)
+
+
 def test_card_of_a_run_that_never_began(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--config", "source_only/embedded", "--trainer.accelerator", "cpu", "--run_dir", "here"]
     missing = ["--data", "GTA5Cityscapes", "--data.source_root", "nowhere"]
