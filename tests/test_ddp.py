@@ -72,6 +72,8 @@ def test_a_rank_that_dies_ends_the_other_and_says_why(dies: int, tmp_path: Path)
             "-m",
             "zoo",
             "fit",
+            "--allow-imports",
+            "tests",
             "--model",
             "tests.cli_toy.DyingMethod",
             "--data",

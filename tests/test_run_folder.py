@@ -113,7 +113,18 @@ def zoo_process(*argv: str) -> str:
     """Train for two steps in a process of its own; return what it said."""
     toy = [f"tests.cli_toy.{word}" if word in ("CLIMethod", "CLIData") else word for word in TOY]
     done = subprocess.run(
-        [sys.executable, "-m", "zoo", "fit", *toy, "--trainer.max_steps", "2", *argv],
+        [
+            sys.executable,
+            "-m",
+            "zoo",
+            "fit",
+            "--allow-imports",
+            "tests",
+            *toy,
+            "--trainer.max_steps",
+            "2",
+            *argv,
+        ],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,

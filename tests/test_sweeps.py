@@ -106,7 +106,9 @@ def test_failed_run_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch, ca
 def test_runs_have_processes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     toy = [f"tests.cli_toy.{word}" if word in ("CLIMethod", "CLIData") else word for word in TOY]
-    assert main(["fit", *toy, "--seeds", "0", "1", "--trainer.max_steps", "1"]) == 0
+    assert (
+        main(["fit", "--allow-imports", "tests", *toy, "--seeds", "0", "1", "--trainer.max_steps", "1"]) == 0
+    )
     assert len({card["process"] for card in cards()} - {os.getpid()}) == 2
 
 

@@ -51,8 +51,8 @@ class Follow(Callback):
         self.students.append(weights(pl_module.student))
         self.labels.append((batch["unlabelled"]["crops"], batch["unlabelled"].get("pseudo_label")))
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        self.terms.append(set(pl_module._loss_names))
+    def on_losses(self, pl_module: Any, losses: dict[str, Tensor]) -> None:
+        self.terms.append(set(losses))
 
 
 def test_pseudo_labels_come_from_a_copy_of_the_middle_of_the_run() -> None:
