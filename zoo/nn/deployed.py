@@ -98,3 +98,18 @@ class VolumeFeatures(nn.Module):
         maps = self.network.features(volume)
         embedding = self.network.embed(maps)
         return (embedding, resized(self.network.decode_head(maps), volume)) if self.segments else embedding
+
+
+class FusedTokens(nn.Module):
+    """Fused tokens of a :class:`zoo.backbones.audio_visual.AudioVisualEncoder`, nothing masked."""
+
+    outputs = ("video_tokens", "audio_tokens")
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, video: Tensor, spectrogram: Tensor) -> tuple[Tensor, Tensor]:
+        """Videos ``[B, 3, T, H, W]`` in [0, 1] and spectrograms ``[B, T, mels]`` → ``[B, N, D]`` and ``[B, M, D]``."""
+        tokens = self.backbone(video, spectrogram)
+        return tokens.video, tokens.audio

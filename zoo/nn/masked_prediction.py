@@ -32,6 +32,11 @@ def image_of(patches: Tensor, patch: Sequence[int], grid: Sequence[int]) -> Tens
     return laid_out.permute(0, 1 + axes, *beside).reshape(len(patches), -1, *sides)
 
 
+def standardised(values: Tensor, eps: float = 1e-6) -> Tensor:
+    """Values ``[..., V]`` of each patch less their mean, over their standard deviation (unbiased) plus ``eps``."""
+    return (values - values.mean(-1, keepdim=True)) / (values.var(-1, keepdim=True).sqrt() + eps)
+
+
 def filled_in(image: Tensor, values: Tensor, mask: Tensor, patch: Sequence[int]) -> tuple[Tensor, Tensor]:
     """An input as it was seen, nan where patches were masked, and with predicted values there.
 

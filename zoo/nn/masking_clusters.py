@@ -66,6 +66,32 @@ class UniformMasking:
         return order[:, : self.count].sort(1).values
 
 
+class TubeMasking(UniformMasking):
+    """``count`` places of every video, uniformly without replacement, masked at all times (VideoMAE).
+
+    Grids are (time, rows, columns). A mask that changed with time would leave a place visible at one time that it
+    hides at the next, and little moves in between.
+
+    Args:
+        count: masked places of an item.
+
+    Raises:
+        ValueError: ``count`` is not positive.
+    """
+
+    def check(self, grid: tuple[int, ...]) -> None:
+        """Raise the ValueError if a grid has fewer places than are to be masked."""
+        super().check(grid[1:])
+
+    def draw(
+        self, items: int, grid: tuple[int, ...], device: torch.device, generator: torch.Generator | None
+    ) -> Tensor:
+        """Positions of masked tokens, int64 ``[items, time * count]``, ascending."""
+        places = super().draw(items, grid[1:], device, generator)
+        start = torch.arange(grid[0], device=device) * math.prod(grid[1:])
+        return (places[:, None] + start[:, None]).flatten(1)
+
+
 class ClusterMasking(UniformMasking):
     """``count`` tokens of every item in blocks of C tokens along every axis, C drawn once per item (SSAST, section 4).
 
@@ -158,3 +184,20 @@ def masks_at(index: Tensor, tokens: int) -> Masks:
     mask = torch.zeros(items, tokens, dtype=torch.bool, device=index.device).scatter_(1, index, True)
     flat = index + tokens * torch.arange(items, device=index.device)[:, None]
     return Masks(mask, flat.flatten(), torch.full((items * count,), 1.0 / count, device=index.device))
+
+
+def seen_and_hidden(masks: Masks) -> tuple[Tensor, Tensor]:
+    """Positions of the visible and of the masked tokens of every item, int64 ``[B, N - M]`` and ``[B, M]``, ascending.
+
+    For masks with the same number M of every item.
+    """
+    items, tokens = masks.mask.shape
+    order = masks.mask.byte().argsort(dim=1, stable=True)
+    visible = tokens - len(masks.positions) // items
+    return order[:, :visible], order[:, visible:]
+
+
+def gathered(tokens: Tensor, positions: Tensor) -> Tensor:
+    """Tokens ``[B, K, D]`` at ``positions`` ``[B, K]`` of ``[B, N, D]``, or of ``[1, N, D]`` that all items share."""
+    tokens = tokens.expand(len(positions), -1, -1)
+    return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))

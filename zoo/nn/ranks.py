@@ -39,6 +39,24 @@ def gather_ranks(value: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+class _Gather(torch.autograd.Function):
+    """:func:`gather_ranks`, through which every rank's part gets the gradients of all ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        ctx.size = len(value)
+        return gather_ranks(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return sum_over_ranks(gradients[0].clone()).split(ctx.size)[this_rank()]
+
+
+def gather_with_gradient(value: Tensor) -> Tensor:
+    """Concatenate the ``value`` of every rank, all of one shape, along the first dimension; gradients go back."""
+    return _Gather.apply(value) if rank_count() > 1 else value
+
+
 def gather_uneven(value: Tensor) -> Tensor:
     """Concatenate the ``value`` of every rank along the first dimension, which may be longer on some."""
     if rank_count() == 1:

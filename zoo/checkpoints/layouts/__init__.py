@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from zoo.checkpoints.layouts.ast import AST, AST_TRANSFORMERS, SSAST, VIT_AS_AST
 from zoo.checkpoints.layouts.dino import DINO, POA
+from zoo.checkpoints.layouts.hicmae import HICMAE
 from zoo.checkpoints.layouts.own import EXPORTED, OWN
 from zoo.checkpoints.layouts.resnet import DEEPLAB, MMSEG_RESNET
 from zoo.checkpoints.layouts.segformer import PVT_AS_MIT, SEGFORMER, SEGFORMER_AS_PVT
@@ -32,6 +33,7 @@ IMPORTERS: dict[str, Importer] = {
         SSAST,
         AST,
         AST_TRANSFORMERS,
+        HICMAE,
         POA,
         DINO,
         TORCHVISION_VIT,
