@@ -154,6 +154,23 @@ class Method(Deployable):
                     "moves it by itself."
                 )
 
+    def refuse_plain_ddp(self, why: str, instead: str = "") -> None:
+        """Raise where ranks would wait for gradients that do not come.
+
+        Args:
+            why: which parameters have none, and when.
+            instead: what else could be set.
+
+        Raises:
+            MisconfigurationException: the strategy is DDP without ``find_unused_parameters``.
+        """
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
+            raise MisconfigurationException(
+                f"{why}, which plain DDP does not accept. Set trainer.strategy to ddp_find_unused_parameters_true"
+                f"{instead}."
+            )
+
     def forward_context(self) -> AbstractContextManager[Any]:
         """The trainer's autocast context, for forwards outside ``training_step``."""
         return self.trainer.precision_plugin.forward_context() if self._trainer is not None else nullcontext()

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
@@ -159,13 +158,10 @@ class SePiCo(SelfTraining):
     def setup(self, stage: str) -> None:
         """Refuse ranks that would wait for the gradients of a projection not used yet."""
         super().setup(stage)
-        strategy = self.trainer.strategy
-        waits = isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters")
-        if stage == "fit" and self.contrast_start and waits:
-            raise MisconfigurationException(
-                f"contrast_start={self.contrast_start}: before that step the projection has no gradient, which "
-                "plain DDP does not accept. Set trainer.strategy to ddp_find_unused_parameters_true, or "
-                "model.contrast_start to 0."
+        if stage == "fit" and self.contrast_start:
+            self.refuse_plain_ddp(
+                f"contrast_start={self.contrast_start}: before that step the projection has no gradient",
+                ", or model.contrast_start to 0",
             )
 
     # -- training ---------------------------------------------------------------------------------------
