@@ -12,6 +12,7 @@ from zoo.backbones.small import StreetCNN
 from zoo.backbones.swin_unetr import SwinUNETREncoder
 from zoo.backbones.timm import TimmBackbone, create_timm_backbone
 from zoo.backbones.tokens import PooledMaps, TimmViT, create_token_backbone
+from zoo.backbones.unified_vit import UnifiedViT
 
 __all__ = [
     "AST",
@@ -27,6 +28,7 @@ __all__ = [
     "SwinUNETREncoder",
     "TimmBackbone",
     "TimmViT",
+    "UnifiedViT",
     "create_timm_backbone",
     "create_token_backbone",
 ]

@@ -56,7 +56,11 @@ def modalities(name: str, given: Tensor, wanted: Tensor, network: Tensors) -> Te
 
 def position_embedding(name: str, given: Tensor, wanted: Tensor, network: Tensors) -> Tensor | None:
     """Learnt positions ``[1, tokens, D]`` on square grids, resampled bicubically; other tokens' stay."""
-    if not name.endswith("pos_embed") or given.ndim != 3 or given.shape[::2] != wanted.shape[::2]:
+    if (
+        not name.endswith(("pos_embed", "pos_embed2"))
+        or given.ndim != 3
+        or given.shape[::2] != wanted.shape[::2]
+    ):
         return None
     tokens = [n for n in ("cls_token", "dist_token") if f"backbone.{n}" in network]
     for prefix in dict.fromkeys((len(tokens), 0)):

@@ -201,3 +201,22 @@ def gathered(tokens: Tensor, positions: Tensor) -> Tensor:
     """Tokens ``[B, K, D]`` at ``positions`` ``[B, K]`` of ``[B, N, D]``, or of ``[1, N, D]`` that all items share."""
     tokens = tokens.expand(len(positions), -1, -1)
     return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def masks_of_noise(noise: Tensor, count: int) -> Masks:
+    """Mask the ``count`` tokens of every item whose noise is largest, as masked autoencoders do; N - count are seen.
+
+    Uniform noise masks uniformly. Noise times a weight masks heavy tokens more often (Uni4Eye++: the entropy of
+    patches, :func:`zoo.nn.entropy.patch_entropy`).
+
+    Args:
+        noise: ``[B, N]``.
+        count: in 1..N - 1.
+
+    Raises:
+        ValueError: nothing would be masked, or nothing seen.
+    """
+    if not 0 < count < noise.shape[1]:
+        raise ValueError(f"of {noise.shape[1]} tokens 1 to {noise.shape[1] - 1} can be masked, got {count}")
+    index = noise.argsort(1)[:, noise.shape[1] - count :].sort(1).values
+    return masks_at(index, noise.shape[1])

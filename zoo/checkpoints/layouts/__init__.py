@@ -15,6 +15,7 @@ from zoo.checkpoints.layouts.segformer import PVT_AS_MIT, SEGFORMER, SEGFORMER_A
 from zoo.checkpoints.layouts.semi import SEMI
 from zoo.checkpoints.layouts.timm import TIMM
 from zoo.checkpoints.layouts.torchvision import TORCHVISION_SWIN, TORCHVISION_VIT
+from zoo.checkpoints.layouts.uni4eye import UNI4EYE, UNI4EYE_AS_VIT, VIT_AS_UNIFIED
 from zoo.checkpoints.layouts.voco import SWIN_UNETR, VOCO
 from zoo.checkpoints.rules import Importer
 from zoo.registry import UnknownNameError
@@ -34,6 +35,8 @@ IMPORTERS: dict[str, Importer] = {
         AST,
         AST_TRANSFORMERS,
         HICMAE,
+        UNI4EYE,
+        UNI4EYE_AS_VIT,
         POA,
         DINO,
         TORCHVISION_VIT,
@@ -42,6 +45,7 @@ IMPORTERS: dict[str, Importer] = {
         SWIN_UNETR,
         TIMM,
         VIT_AS_AST,
+        VIT_AS_UNIFIED,
     )
 }
 
