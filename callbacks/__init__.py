@@ -31,6 +31,7 @@ from callbacks.visualize import (
     VolumePanel,
 )
 from callbacks.wandb_checkpoint import WandbCheckpoint
+from callbacks.write_images import WriteImages
 from callbacks.write_predictions import WritePredictions
 from callbacks.write_volumes import WriteVolumes
 from zoo.finite import NonFinite
@@ -69,6 +70,7 @@ __all__ = [
     "Throughput",
     "VolumePanel",
     "WandbCheckpoint",
+    "WriteImages",
     "WritePredictions",
     "WriteVolumes",
     "default_monitors",

@@ -41,10 +41,12 @@ class Optim:
         schedule: of the learning rate. ``poly`` is ``(1 - i/T)^power``; ``cosine`` is ``(1 + cos(pi i/T)) / 2``,
             and both are scaled by the warm-up; ``warmup_cosine`` first rises to ``lr``, reached in the last
             warm-up step, and then follows half a cosine down to ``final_lr``. ``drops`` multiplies the rate by
-            ``drop_factor`` after ``drop_start`` epochs and every ``drop_every`` epochs from then on (SSAST, AST).
+            ``drop_factor`` after ``drop_start`` epochs and every ``drop_every`` epochs from then on (SSAST, AST), or
+            steps (C-BSN), as ``drop_in`` says.
         power: exponent of ``poly``.
         drop_start: epochs before the first drop.
         drop_every: epochs from drop to drop.
+        drop_in: whether these two count ``epochs`` or optimiser ``steps``.
         drop_factor: of the rate, at each drop.
         final_lr: where ``cosine`` and ``warmup_cosine`` end.
         warmup_steps: so many first steps are scaled by
@@ -81,6 +83,7 @@ class Optim:
     power: float = 1.0
     drop_start: int = 10
     drop_every: int = 5
+    drop_in: Literal["epochs", "steps"] = "epochs"
     drop_factor: float = 0.5
     final_lr: float = 0.0
     warmup_steps: int = 0
@@ -105,6 +108,7 @@ class Optim:
         }
         for option, value, allowed in (
             ("schedule", self.schedule, ("warmup_cosine", "constant", "poly", "cosine", "drops")),
+            ("drop_in", self.drop_in, ("epochs", "steps")),
             ("freeze_by", self.freeze_by, ("rate", "gradient")),
             ("clip_by", self.clip_by, ("all", "module", "parameter")),
         ):
@@ -130,7 +134,8 @@ class Optim:
     @property
     def in_epochs(self) -> bool:
         """Whether any length is given in epochs, so that the loader's length must be known."""
-        return bool(self.warmup_epochs or self.frozen_epochs or self.schedule == "drops")
+        drops = self.schedule == "drops" and self.drop_in == "epochs"
+        return bool(self.warmup_epochs or self.frozen_epochs or drops)
 
     @property
     def has_end(self) -> bool:

@@ -18,6 +18,7 @@ def lr_factor(optim: Optim, total_steps: float, steps_per_epoch: float = 0) -> C
     total = optim.total_steps or total_steps
     warmup = optim.warmup_steps or round(optim.warmup_epochs * steps_per_epoch)
     end = optim.final_lr / optim.lr if optim.lr else 0.0
+    drop_unit = 1 if optim.drop_in == "steps" else max(steps_per_epoch, 1)
 
     def factor(step: int) -> float:
         if optim.schedule == "warmup_cosine":
@@ -29,7 +30,7 @@ def lr_factor(optim: Optim, total_steps: float, steps_per_epoch: float = 0) -> C
             "constant": lambda: 1.0,
             "poly": lambda: (1.0 - progress) ** optim.power,
             "cosine": lambda: cosine(step, total, 1.0, end, share=optim.cosine_share),
-            "drops": lambda: optim.drop_factor ** _drops(optim, int(step // max(steps_per_epoch, 1))),
+            "drops": lambda: optim.drop_factor ** _drops(optim, int(step // drop_unit)),
         }[optim.schedule]()
         if step < warmup:
             stair = step - step % optim.warmup_every
@@ -39,9 +40,9 @@ def lr_factor(optim: Optim, total_steps: float, steps_per_epoch: float = 0) -> C
     return factor
 
 
-def _drops(optim: Optim, epoch: int) -> int:
-    """How often the rate has dropped by ``epoch`` (0-based)."""
-    return 0 if epoch < optim.drop_start else (epoch - optim.drop_start) // optim.drop_every + 1
+def _drops(optim: Optim, number: int) -> int:
+    """How often the rate has dropped by the epoch or step ``number`` (0-based)."""
+    return 0 if number < optim.drop_start else (number - optim.drop_start) // optim.drop_every + 1
 
 
 def weight_decay_factor(optim: Optim, total_steps: float) -> Callable[[int], float]:

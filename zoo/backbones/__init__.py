@@ -1,6 +1,7 @@
 """Feature extractors. Importing this package registers our own; every timm model works by its own name."""
 
 from zoo.backbones.ast import AST
+from zoo.backbones.blind_spot import ConditionalBlindSpot
 from zoo.backbones.elastic import ElasticBackbone
 from zoo.backbones.elastic_resnet import ElasticResNet
 from zoo.backbones.elastic_swin import ElasticSwin
@@ -16,6 +17,7 @@ from zoo.backbones.unified_vit import UnifiedViT
 
 __all__ = [
     "AST",
+    "ConditionalBlindSpot",
     "DeepLabResNet",
     "ElasticBackbone",
     "ElasticResNet",
