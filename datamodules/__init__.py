@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from datamodules.imagenet import ImageNet, ImageNet100
     from datamodules.imagenette import Imagenette
     from datamodules.images import ImageDataModule
+    from datamodules.libri_light import LibriLight
     from datamodules.librispeech import LibriSpeech
     from datamodules.luna16 import LUNA16
     from datamodules.memory_images import MemoryImageDataModule
@@ -77,6 +78,7 @@ __all__ = [
     "ImageNet",
     "ImageNet100",
     "Imagenette",
+    "LibriLight",
     "LibriSpeech",
     "MemoryImageDataModule",
     "OmniVolumes",
@@ -127,6 +129,7 @@ _MODULES = {
     "ImageNet100": "imagenet",
     "Imagenette": "imagenette",
     "LUNA16": "luna16",
+    "LibriLight": "libri_light",
     "LibriSpeech": "librispeech",
     "MSD": "msd",
     "MemoryImageDataModule": "memory_images",

@@ -251,5 +251,20 @@ def test_a_part_is_not_the_whole(benchmark: str, tmp_path: Path) -> None:
         getattr(datamodules, benchmark)(**{**settings, "allow_partial": False}).setup()
 
 
+def test_libri_light_holds_a_share_of_its_archives_out(tmp_path: Path) -> None:
+    settings = {**tiny_audio.libri_light(tmp_path), "labels": False}
+    for hours, recordings in ((600, 4), (6_000, 8), (60_000, 12)):
+        data = datamodules.LibriLight(hours, **settings)
+        data.setup()
+        held_out = [str(data.subset("val").path(n)) for n in range(len(data.subset("val")))]
+        shown = [str(data.subset("train").path(n)) for n in range(len(data.subset("train")))]
+        assert len(held_out) == recordings / 4
+        assert len({*held_out, *shown}) == recordings
+    with pytest.raises(ValueError, match="hours must be one of 60000, 6000, 600"):
+        datamodules.LibriLight(100, **settings)
+    with pytest.raises(ValueError, match="val_fraction must be above 0"):
+        datamodules.LibriLight(**{**settings, "val_fraction": 0.0})
+
+
 def librispeech(folder: Path) -> dict[str, Any]:
     return {**AUDIO, "root": tiny_audio.librispeech_tree(folder), "labels": False}

@@ -98,6 +98,8 @@ MINIATURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "SpeechCommandsV1": tiny_audio.speech_commands_v1,
     "SpeechCommandsV2": tiny_audio.speech_commands_v2,
     "SpokenKeywords": tiny_audio.spoken_keywords,
+    "LibriLight": tiny_audio.libri_light,
+    "LibriSpeech": tiny_audio.librispeech,
     "TelephonePrompts": tiny_audio.telephone_prompts,
     "VoxCeleb1": tiny_audio.voxceleb1,
     "AMOS22": tiny_volumes.supervised(tiny_volumes.amos22_tree),
@@ -137,6 +139,8 @@ def miniature(config: str, folder: Path) -> list[str]:
             options += ["--model.backbone_args", "null"]
     if model.get("backbone", "").startswith("ast_"):
         options += ["--model.backbone_args.depth", "1"]
+    if model.get("backbone", "").startswith("conformer_"):
+        options += tiny_audio.small_conformer(content["model"]["class_path"])
     if model.get("backbone", "") in ("elastic_vit_large", "elastic_swin_base", "elastic_resnet152"):
         options += tiny_images.small_family(model["backbone"])
     if model.get("backbone") == "swin_unetr_b":

@@ -40,6 +40,13 @@ def test_poly_is_the_released_semi_supervised_schedule() -> None:
     assert rates(optim, 100, list(expected)) == pytest.approx(list(expected.values()), rel=1e-6)
 
 
+def test_inverse_square_root_is_the_transformers_schedule() -> None:
+    optim = Optim(lr=2e-3, schedule="inverse_sqrt", warmup_steps=25_000, warmup_ratio=0.0)
+    expected = [2e-3 * min(step / 25_000, (25_000 / max(step, 1)) ** 0.5) for step in (0, 1, 25_000, 100_000)]
+    assert rates(optim, 10, [0, 1, 25_000, 100_000]) == pytest.approx(expected)
+    assert not optim.has_end
+
+
 def test_cosine_and_constant() -> None:
     assert rates(Optim(lr=2.0, schedule="cosine"), 10, [0, 5, 10]) == pytest.approx([2.0, 1.0, 0.0])
     assert rates(Optim(lr=2.0, schedule="constant"), 10, [0, 5, 20]) == [2.0, 2.0, 2.0]

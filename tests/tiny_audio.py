@@ -137,6 +137,15 @@ def librispeech_tree(root: Path, seconds: float = 0.5) -> Path:
     return root
 
 
+def libri_light_tree(root: Path, seconds: float = 0.5) -> Path:
+    for label, archive in enumerate(("small", "medium", "large")):
+        for number in range(4):
+            folder = root / archive / f"{100 + label}" / f"book_{number % 2}_librivox_64kb_mp3"
+            write_with_soundfile(folder / f"book_{number:02d}_64kb.flac", tone(pitch(label, number), seconds))
+            (folder / f"book_{number:02d}_64kb.json").write_text("{}")
+    return root
+
+
 # AudioSet: 527 classes, of which a few occur.
 
 SPEECH, MUSIC, DOG = "/m/09x0r", "/m/04rlf", "/m/0bt9lr"
@@ -297,6 +306,14 @@ def audioset_librispeech(folder: Path) -> dict[str, Any]:
     return {**audioset(folder), "librispeech_root": librispeech_tree(folder / "librispeech")}
 
 
+def librispeech(folder: Path) -> dict[str, Any]:
+    return {**AUDIO, "root": librispeech_tree(folder / "librispeech")}
+
+
+def libri_light(folder: Path) -> dict[str, Any]:
+    return {**AUDIO, "root": libri_light_tree(folder / "libri-light"), "val_fraction": 0.25}
+
+
 def iemocap(folder: Path) -> dict[str, Any]:
     return {**AUDIO, "root": iemocap_tree(folder / "iemocap")}
 
@@ -323,3 +340,20 @@ def spoken_keywords(folder: Path) -> dict[str, Any]:
         "per_target_voice": 1,
         "labelled_fraction": 1.0,
     }
+
+
+def small_conformer(method: str) -> list[str]:
+    """Options that make a conformer, which may have a billion parameters, of one or two layers."""
+    network = {
+        "embed_dim": 16,
+        "num_heads": 2,
+        "ffn_dim": 16,
+        "conv_channels": [2, 2],
+        "mels": 80,
+        "frames": 96,
+    }
+    if method != "W2vBERT":
+        return ["--model.backbone_args", json.dumps({**network, "depth": 1})]
+    layers = {"contrastive_layers": "1", "prediction_layers": "1", "entries": "8", "distractors": "3"}
+    options = [word for name, value in layers.items() for word in (f"--model.{name}", value)]
+    return ["--model.backbone_args", json.dumps(network), *options]

@@ -12,7 +12,7 @@ from torch import nn
 
 from zoo.registry import UnknownNameError
 
-Schedule = Literal["constant", "poly", "cosine", "warmup_cosine", "drops"]
+Schedule = Literal["constant", "poly", "cosine", "warmup_cosine", "drops", "inverse_sqrt"]
 
 
 @dataclass
@@ -43,6 +43,7 @@ class Optim:
             warm-up step, and then follows half a cosine down to ``final_lr``. ``drops`` multiplies the rate by
             ``drop_factor`` after ``drop_start`` epochs and every ``drop_every`` epochs from then on (SSAST, AST), or
             steps (C-BSN), as ``drop_in`` says.
+            ``inverse_sqrt`` falls as ``sqrt(warmup_steps / i)`` after the warm-up (the transformer's schedule).
         power: exponent of ``poly``.
         drop_start: epochs before the first drop.
         drop_every: epochs from drop to drop.
@@ -107,7 +108,11 @@ class Optim:
             for key, rule in self.rules.items()
         }
         for option, value, allowed in (
-            ("schedule", self.schedule, ("warmup_cosine", "constant", "poly", "cosine", "drops")),
+            (
+                "schedule",
+                self.schedule,
+                ("warmup_cosine", "constant", "poly", "cosine", "drops", "inverse_sqrt"),
+            ),
             ("drop_in", self.drop_in, ("epochs", "steps")),
             ("freeze_by", self.freeze_by, ("rate", "gradient")),
             ("clip_by", self.clip_by, ("all", "module", "parameter")),
@@ -140,7 +145,9 @@ class Optim:
     @property
     def has_end(self) -> bool:
         """Whether any value depends on how long training takes."""
-        return self.schedule not in ("constant", "drops") or self.final_weight_decay is not None
+        return (
+            self.schedule not in ("constant", "drops", "inverse_sqrt") or self.final_weight_decay is not None
+        )
 
 
 def parameter_groups(modules: Iterable[nn.Module], optim: Optim) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ def lr_factor(optim: Optim, total_steps: float, steps_per_epoch: float = 0) -> C
             "poly": lambda: (1.0 - progress) ** optim.power,
             "cosine": lambda: cosine(step, total, 1.0, end, share=optim.cosine_share),
             "drops": lambda: optim.drop_factor ** _drops(optim, int(step // drop_unit)),
+            "inverse_sqrt": lambda: math.sqrt(max(warmup, 1) / max(step, warmup, 1)),
         }[optim.schedule]()
         if step < warmup:
             stair = step - step % optim.warmup_every

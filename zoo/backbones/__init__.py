@@ -2,6 +2,7 @@
 
 from zoo.backbones.ast import AST
 from zoo.backbones.blind_spot import ConditionalBlindSpot
+from zoo.backbones.conformer import ConformerBackbone
 from zoo.backbones.elastic import ElasticBackbone
 from zoo.backbones.elastic_resnet import ElasticResNet
 from zoo.backbones.elastic_swin import ElasticSwin
@@ -18,6 +19,7 @@ from zoo.backbones.unified_vit import UnifiedViT
 __all__ = [
     "AST",
     "ConditionalBlindSpot",
+    "ConformerBackbone",
     "DeepLabResNet",
     "ElasticBackbone",
     "ElasticResNet",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from random import Random
 from typing import Any, Literal
 
 import torch
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 from callbacks import CollapseMonitor, ReconstructionPanel, ReduceOnPlateau
 from zoo.method import Batch
-from zoo.methods.audio.base import AudioMethod
+from zoo.methods.audio.base import AudioMethod, drawn_at
 from zoo.nn.masked_prediction import (
     Axis,
     filled_in,
@@ -192,8 +190,7 @@ class SSAST(AudioMethod):
     def draw_masks(self, batch: Batch, place: str, masking: UniformMasking | None = None) -> dict[str, Masks]:
         """Masks of every term for the spectrograms of a batch."""
         image = self.image(batch)
-        seed = Random(f"{os.environ.get('PL_GLOBAL_SEED', '0')}/{place}").getrandbits(62)
-        generator = torch.Generator(image.device).manual_seed(seed)
+        generator = drawn_at(place, image.device)
         grid = self.student.backbone.grid(*image.shape[-2:])
 
         def draw() -> Masks:
