@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -91,7 +91,7 @@ def test_a_rank_that_dies_ends_the_other_and_says_why(dies: int, tmp_path: Path)
     assert f"ArithmeticError: rank {dies} cannot go on" in said
 
 
-@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy])
 def test_sharded_parameters_are_refused_at_the_start(strategy: type[Strategy]) -> None:
     method = ToyMethod()
     method.trainer = toy_trainer()

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from callbacks import EMATeacher, NonFinite
 from tests.cli_toy import only_run, zoo_run
-from tests.toy import Record, ToyMethod, toy_batch, toy_trainer, weights
+from tests.toy import SGD, Record, ToyMethod, toy_batch, toy_trainer, weights
 from zoo.__main__ import main
 from zoo.broken_batch import BrokenBatch
 from zoo.checkpoints.files import CheckpointError
 from zoo.config_files import UsageError
 from zoo.finite import finite
+from zoo.optim import Optim
 from zoo.rerun import rerun
 
 
@@ -249,10 +250,11 @@ def test_bad_options(options: dict[str, Any]) -> None:
 # -- precision -------------------------------------------------------------------------------------------
 
 
-def test_a_gradient_scaler_steps_over_what_overflows() -> None:
+@pytest.mark.parametrize("optim", [{}, {"clip_norm": 9.0, "options": {"fused": True}}])
+def test_a_gradient_scaler_steps_over_what_overflows(optim: dict[str, Any]) -> None:
     """fp16 with a scaler: gradients overflow by design, and the scaler leaves out the step and halves its scale."""
     precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=8.0))
-    method = Breaks("gradient")
+    method = Breaks("gradient", optim=Optim(**{**SGD, **optim}))
     trainer = fit(method, batches(), EMATeacher(decay=0.9), plugins=[precision])
     assert precision.scaler is not None
     assert precision.scaler.get_scale() == 4.0

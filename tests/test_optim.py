@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
@@ -200,6 +201,17 @@ def test_clipping(clip_by: str) -> None:
     for parameter, wanted in zip((p for group in groups for p in group), expected, strict=True):
         torch.testing.assert_close(parameter.grad, wanted)
     assert torch.equal(module["head"].weight.grad, expected[2]) or clip_by == "all"
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_clipping_sees_gradients_without_the_scale_of_fp16(fused: bool) -> None:
+    """A step of rate 1 is as long as the clipped gradient; fused optimisers divide by the scale in their step."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    options = {"lr": 1.0, "weight_decay": 0.0, "schedule": "constant", "options": {"fused": fused}}
+    method = Watched(Optim("sgd", clip_norm=0.01, **options))
+    toy_trainer(max_steps=2, plugins=[MixedPrecision("16-mixed", "cpu", scaler)]).fit(method, toy_loader(2))
+    before, after = (torch.cat([weight.flatten() for weight in weights]) for weights in method.weights)
+    assert float((after - before).norm()) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_layer_decay_needs_blocks() -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -128,7 +128,8 @@ class Method(Deployable):
             "ignore", message="You have overridden `on_before_batch_transfer` in `LightningModule` but"
         )
         strategy = self.trainer.strategy
-        if isinstance(strategy, ParallelStrategy) and not isinstance(strategy, DDPStrategy):
+        whole = isinstance(strategy, DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
+        if isinstance(strategy, ParallelStrategy) and not whole:
             raise MisconfigurationException(
                 f"trainer.strategy={type(strategy).__name__} shards parameters over processes, and "
                 f"{type(self).__name__} needs whole ones on each: teachers and look-aheads move parameter by "
@@ -237,6 +238,15 @@ class Method(Deployable):
                 "set trainer.limit_train_batches"
             )
         return math.ceil(batches / self.trainer.accumulate_grad_batches)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Have ``optim.clip_norm`` see true gradients: Lightning leaves those of fused optimisers scaled under fp16."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        unscales = getattr(
+            optimizer, "_step_supports_amp_scaling", False
+        )  # in its step, unless this is done before
+        if scaler is not None and unscales and self.optim.clip_norm is not None:
+            scaler.unscale_(optimizer)
 
     def configure_gradient_clipping(
         self,
