@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from callbacks.checkpoint_io import AtomicCheckpointIO
 from datamodules.labels import ENCODINGS
-from tests.cli_toy import CLIData, CLIMethod, checkpoint, zoo_run
+from tests.cli_toy import CLIData, CLIMethod, checkpoint, notes, zoo_run
 from tests.toy import toy_batch
 from zoo.__main__ import main
 
@@ -177,6 +178,22 @@ def test_wrong_types_and_unknown_keys_are_one_line(capsys: pytest.CaptureFixture
     assert "trainer.max_steps: expected int, found many" in capsys.readouterr().err
     assert zoo_run("fit", "--model.backbon", "x") == 2
     assert "did you mean backbone?" in capsys.readouterr().err
+
+
+def test_wandb_out_of_reach_is_offline_or_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+        monkeypatch.delenv("WANDB_MODE")
+        monkeypatch.setattr("zoo.run_folder.getproxies", dict)
+        assert zoo_run("fit", "--wandb", "online", *HERE, steps=1) == 1
+        assert "--wandb online: nobody answers at http://127.0.0.1" in capsys.readouterr().err
+        assert zoo_run("fit", *HERE, steps=1) == 0
+    assert any("W&B keeps this run offline" in note for note in notes(capsys))
+    assert list(Path("here").glob("wandb/offline-run-*"))
 
 
 # -- the table -------------------------------------------------------------------------------------------

@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import netrc
 import os
+import socket
 import sys
+from configparser import ConfigParser
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import lightning as L
 import yaml
@@ -85,6 +88,14 @@ def run_loggers(
     if tensorboard:
         loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
     mode = wandb_mode() if wandb == "auto" else wandb
+    if mode == "online" and not wandb_answers():
+        if wandb == "online":
+            raise ConnectionError(
+                f"--wandb online: nobody answers at {wandb_url()}. Check the network, or use --wandb offline and send "
+                "the run later with wandb sync"
+            )
+        tell([f"nobody answers at {wandb_url()}: W&B keeps this run offline; send it later with wandb sync"])
+        mode = "offline"
     if mode != "disabled":
         loggers.append(
             WandbLogger(
@@ -125,11 +136,33 @@ def wandb_mode() -> str:
         return "offline" if mode == "dryrun" else mode
     if os.environ.get("WANDB_API_KEY"):
         return "online"
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    host = urlsplit(wandb_url()).netloc
     try:
         return "online" if netrc.netrc(os.environ.get("NETRC")).authenticators(host) else "offline"
     except (FileNotFoundError, netrc.NetrcParseError):
         return "offline"
+
+
+def wandb_url() -> str:
+    """Where W&B is: as the environment says, or else ``wandb login --host``."""
+    stored = ConfigParser(interpolation=None)
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
+    stored.read([folder / "settings", Path("wandb", "settings")])
+    default = stored.get("default", "base_url", fallback="https://api.wandb.ai")
+    return os.environ.get("WANDB_BASE_URL", default)
+
+
+def wandb_answers() -> bool:
+    """Whether a connection to W&B can be opened; W&B itself tries for a minute and a half. Proxies are trusted."""
+    place = urlsplit(wandb_url())
+    if place.hostname is None or getproxies().get(place.scheme):
+        return True
+    port = place.port or (443 if place.scheme == "https" else 80)
+    try:
+        with socket.create_connection((place.hostname, port), timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 class LastCheckpoint(Checkpoint):
