@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
@@ -141,8 +142,11 @@ class VolumeCache:
         if not missing:
             return
         rank_zero_info(f"Processing {len(missing)} of {len(jobs)} volumes to {self.folder} (once).")
-        # Not the loader's own batching: a volume is a job.
-        loader: Any = DataLoader(_Jobs(self, missing), batch_size=None, num_workers=num_workers)
+        # Not the loader's own batching: a volume is a job. Its own generator: a loader draws a number when it starts,
+        # and the run that fills the cache has to train as those that find it full.
+        loader: Any = DataLoader(
+            _Jobs(self, missing), batch_size=None, num_workers=num_workers, generator=torch.Generator()
+        )
         for job, reason in zip(missing, loader, strict=True):
             if reason and not skip_broken:
                 raise BrokenVolumeError(reason)
