@@ -3,6 +3,7 @@
 from zoo.backbones.ast import AST
 from zoo.backbones.blind_spot import ConditionalBlindSpot
 from zoo.backbones.conformer import ConformerBackbone
+from zoo.backbones.efficientnet1d import EfficientNet1d
 from zoo.backbones.elastic import ElasticBackbone
 from zoo.backbones.elastic_resnet import ElasticResNet
 from zoo.backbones.elastic_swin import ElasticSwin
@@ -21,6 +22,7 @@ __all__ = [
     "ConditionalBlindSpot",
     "ConformerBackbone",
     "DeepLabResNet",
+    "EfficientNet1d",
     "ElasticBackbone",
     "ElasticResNet",
     "ElasticSwin",

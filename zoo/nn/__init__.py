@@ -42,8 +42,10 @@ from zoo.nn.masking import BlockMasking, Masks
 from zoo.nn.masking_clusters import ClusterMasking, UniformMasking, masks_at
 from zoo.nn.mixing import ClassMix, CutMix, CutOut, NoMix, UnlabelledClassMix
 from zoo.nn.multicrop import MultiCrop
+from zoo.nn.participant_contrast import participant_info_nce
 from zoo.nn.schedules import WeightSchedule, weight_schedule
 from zoo.nn.segmentor import Segmentor, build_segmentor
+from zoo.nn.signal_augment import SignalAugment
 from zoo.nn.targets import Centre, Sinkhorn, sinkhorn_knopp
 from zoo.nn.token_network import TokenNetwork
 from zoo.nn.tokens import TokenBackbone, Tokens
@@ -100,6 +102,7 @@ __all__ = [
     "ProjectionHead",
     "ScoreShare",
     "Segmentor",
+    "SignalAugment",
     "Sinkhorn",
     "SlidingWindow",
     "TokenBackbone",
@@ -133,6 +136,7 @@ __all__ = [
     "matching_accuracy",
     "matching_loss",
     "ohem_cross_entropy",
+    "participant_info_nce",
     "patches_of",
     "pixel_cross_entropy",
     "prediction_entropy",

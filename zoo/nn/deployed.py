@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.nn.signal_augment import zscore
 from zoo.nn.volume_networks import resized
 
 
@@ -78,6 +79,24 @@ class OfSpectrograms(nn.Module):
     def forward(self, spectrogram: Tensor) -> Any:
         """See the class."""
         return self.network(spectrogram.transpose(1, 2)[:, None])
+
+
+class SignalFeatures(nn.Module):
+    """Embeddings ``[B, D]`` of a signal backbone that has ``embed``; standardises segments by itself.
+
+    Args:
+        backbone: takes standardised signals.
+    """
+
+    outputs = ("features",)
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, signal: Tensor) -> Tensor:
+        """Segments ``[B, C, T]`` as recorded → embeddings."""
+        return self.backbone.embed(zscore(signal))
 
 
 class VolumeFeatures(nn.Module):
