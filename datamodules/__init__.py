@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from datamodules.cityscapes_darkzurich import CityscapesDarkZurich
     from datamodules.cityscapes_semi import CityscapesSemi
     from datamodules.decathlon import DecathlonVolumes
+    from datamodules.denoising import DenoisingDataModule
+    from datamodules.dnd import DND
     from datamodules.embedded import StreetShift, StreetShiftSemi
     from datamodules.esc50 import ESC50
     from datamodules.fashion_mnist import FashionMNIST
@@ -35,10 +37,12 @@ if TYPE_CHECKING:
     from datamodules.omni_volumes import OmniVolumes
     from datamodules.optdigits import Optdigits
     from datamodules.packaged_brains import PackagedBrains
+    from datamodules.packaged_photographs import PackagedPhotographs
     from datamodules.prect import PreCT
     from datamodules.racetracks import RaceTracks
     from datamodules.segmentation import UDASegmentation
     from datamodules.semi_segmentation import SemiSegmentation
+    from datamodules.sidd import SIDD
     from datamodules.speech_commands import SpeechCommandsV1, SpeechCommandsV2
     from datamodules.spoken_keywords import SpokenKeywords
     from datamodules.stl10 import STL10
@@ -56,12 +60,14 @@ __all__ = [
     "BTCV",
     "CIFAR10",
     "CIFAR100",
+    "DND",
     "ESC50",
     "FLARE22",
     "FSD50K",
     "IEMOCAP",
     "LUNA16",
     "MSD",
+    "SIDD",
     "STL10",
     "AudioDataModule",
     "AudioSet",
@@ -71,6 +77,7 @@ __all__ = [
     "CityscapesDarkZurich",
     "CityscapesSemi",
     "DecathlonVolumes",
+    "DenoisingDataModule",
     "FashionMNIST",
     "FileImageDataModule",
     "GTA5Cityscapes",
@@ -84,6 +91,7 @@ __all__ = [
     "OmniVolumes",
     "Optdigits",
     "PackagedBrains",
+    "PackagedPhotographs",
     "PreCT",
     "RaceTracks",
     "SYNTHIACityscapes",
@@ -116,7 +124,9 @@ _MODULES = {
     "CityscapesACDC": "cityscapes_acdc",
     "CityscapesDarkZurich": "cityscapes_darkzurich",
     "CityscapesSemi": "cityscapes_semi",
+    "DND": "dnd",
     "DecathlonVolumes": "decathlon",
+    "DenoisingDataModule": "denoising",
     "ESC50": "esc50",
     "FLARE22": "flare22",
     "FSD50K": "fsd50k",
@@ -136,8 +146,10 @@ _MODULES = {
     "OmniVolumes": "omni_volumes",
     "Optdigits": "optdigits",
     "PackagedBrains": "packaged_brains",
+    "PackagedPhotographs": "packaged_photographs",
     "PreCT": "prect",
     "RaceTracks": "racetracks",
+    "SIDD": "sidd",
     "STL10": "stl10",
     "SYNTHIACityscapes": "synthia_cityscapes",
     "SemiSegmentation": "semi_segmentation",

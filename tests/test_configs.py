@@ -11,7 +11,16 @@ import torch
 import yaml
 
 import datamodules
-from tests import tiny, tiny_audio, tiny_images, tiny_streets, tiny_tracks, tiny_voc, tiny_volumes
+from tests import (
+    tiny,
+    tiny_audio,
+    tiny_denoising,
+    tiny_images,
+    tiny_streets,
+    tiny_tracks,
+    tiny_voc,
+    tiny_volumes,
+)
 from zoo.__main__ import main
 from zoo.config_files import package_configs
 from zoo.methods.segmentation.base import SegmentationMethod
@@ -87,6 +96,9 @@ MINIATURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "CityscapesDarkZurich": tiny_streets.cityscapes_darkzurich,
     "CityscapesACDC": tiny_streets.cityscapes_acdc,
     "VOCSemi": tiny_voc.voc_semi,
+    "DND": tiny_denoising.dnd,
+    "PackagedPhotographs": tiny_denoising.photographs,
+    "SIDD": tiny_denoising.sidd,
     "Optdigits": tiny_images.optdigits,
     "ImageNet": tiny_images.imagenet,
     "CityscapesSemi": tiny_voc.cityscapes_semi,
@@ -143,6 +155,8 @@ def miniature(config: str, folder: Path) -> list[str]:
         options += tiny_audio.small_conformer(content["model"]["class_path"])
     if model.get("backbone", "") in ("elastic_vit_large", "elastic_swin_base", "elastic_resnet152"):
         options += tiny_images.small_family(model["backbone"])
+    if content["model"]["class_path"] == "CBSN":
+        options += tiny_denoising.SMALL_NETWORK
     if model.get("backbone") == "swin_unetr_b":
         options += tiny_volumes.small_network(model)
     return options

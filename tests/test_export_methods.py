@@ -29,6 +29,7 @@ SIZES = {"image": (64, 64), "volume": (16, 16, 16), "spectrogram": None}
 #: Methods whose miniature has a backbone that timm has not.
 NOT_IN_TIMM = {
     *("fst", "self_training", "semi_mean_teacher", "sepico", "source_only", "fst_semi"),  # StreetCNN
+    "cbsn",
     *("voco", "voco_cvpr", "voco_omni", "volume_classifier", "volume_segmenter", "w2v_bert"),
 }
 

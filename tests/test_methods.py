@@ -34,6 +34,8 @@ def one_example(method: Any) -> tuple[Tensor, tuple[int, ...] | None]:
     match method_card_of(method).modality, method_card_of(method).task:
         case "image", task if "segmentation" in task:
             return torch.rand(3, 32, 64), (32, 64)
+        case "image", task if "denoising" in task:
+            return torch.rand(3, 16, 16), (3, 16, 16)
         case "image", _:
             return torch.rand(3, 16, 16), (method.student.backbone.embed_dim,)
         case "audio", _:
