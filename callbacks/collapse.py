@@ -133,7 +133,7 @@ class CollapseMonitor(Monitor):
 
 
 def samples_of(batch: Batch) -> Tensor:
-    """What ``method.features`` takes: images, or the first global views; spectrograms; crops of volumes.
+    """What ``method.features`` takes: images, or the first global views; spectrograms; crops of volumes, or volumes.
 
     Raises:
         MisconfigurationException: the batch holds none of them.
@@ -147,7 +147,9 @@ def samples_of(batch: Batch) -> Tensor:
         return part["spectrogram"]
     if "crops" in part:
         return part["crops"].flatten(0, 1)
+    if "volume" in part:
+        return part["volume"]
     raise MisconfigurationException(
-        "CollapseMonitor looks at images, views, spectrograms or crops, and training batches hold "
+        "CollapseMonitor looks at images, views, spectrograms, volumes or their crops, and training batches hold "
         f"{sorted(batch)}: leave it out with callbacks.NoMonitors"
     )

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from callbacks.checkpoint_io import AtomicCheckpointIO
-from datamodules.sampling import ResumableLoader
+from datamodules.sampling import ResumableLoader, TurnsLoader
 from zoo.nn.ranks import broadcast_buffers, gather_objects
 
 
@@ -48,9 +48,9 @@ class ExactResume(Callback):
         combined = trainer.fit_loop._combined_loader
         loaders = combined.flattened if combined is not None else []
         for loader in loaders:
-            if isinstance(loader, ResumableLoader):
+            if isinstance(loader, (ResumableLoader, TurnsLoader)):
                 loader.position = partial(batches_of_epoch, trainer)
-        if all(isinstance(loader, ResumableLoader) for loader in loaders):
+        if all(isinstance(loader, (ResumableLoader, TurnsLoader)) for loader in loaders):
             warnings.filterwarnings("ignore", message=r".*your dataloader is\s+not resumable.*")
         stored, self._restored = self._restored, None
         if stored is None:

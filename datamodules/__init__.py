@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datamodules.dnd import DND
     from datamodules.embedded import StreetShift, StreetShiftSemi
     from datamodules.esc50 import ESC50
+    from datamodules.eye_phantom import EyePhotographs, EyeScans
     from datamodules.fashion_mnist import FashionMNIST
     from datamodules.file_images import FileImageDataModule
     from datamodules.flare22 import FLARE22
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from datamodules.spoken_keywords import SpokenKeywords
     from datamodules.stl10 import STL10
     from datamodules.synthia_cityscapes import SYNTHIACityscapes
+    from datamodules.taking_turns import TakingTurns
     from datamodules.telephone_prompts import TelephonePrompts
     from datamodules.tiny_imagenet import TinyImageNet
     from datamodules.torso_phantom import TorsoPhantom, TorsoScanners
@@ -78,6 +80,8 @@ __all__ = [
     "CityscapesSemi",
     "DecathlonVolumes",
     "DenoisingDataModule",
+    "EyePhotographs",
+    "EyeScans",
     "FashionMNIST",
     "FileImageDataModule",
     "GTA5Cityscapes",
@@ -101,6 +105,7 @@ __all__ = [
     "SpokenKeywords",
     "StreetShift",
     "StreetShiftSemi",
+    "TakingTurns",
     "TelephonePrompts",
     "TinyImageNet",
     "TorsoPhantom",
@@ -130,6 +135,8 @@ _MODULES = {
     "ESC50": "esc50",
     "FLARE22": "flare22",
     "FSD50K": "fsd50k",
+    "EyePhotographs": "eye_phantom",
+    "EyeScans": "eye_phantom",
     "FashionMNIST": "fashion_mnist",
     "FileImageDataModule": "file_images",
     "GTA5Cityscapes": "gta5_cityscapes",
@@ -158,6 +165,7 @@ _MODULES = {
     "SpokenKeywords": "spoken_keywords",
     "StreetShift": "embedded",
     "StreetShiftSemi": "embedded",
+    "TakingTurns": "taking_turns",
     "TelephonePrompts": "telephone_prompts",
     "TinyImageNet": "tiny_imagenet",
     "TorsoPhantom": "torso_phantom",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from torch.utils.data import DataLoader
 
-from datamodules.base import BenchmarkDataModule
-from datamodules.layout import Layout, LayoutReport
+from datamodules.parts import JoinedBenchmarks
 from datamodules.volumes import VolumeDataModule
 
 
-class OmniVolumes(BenchmarkDataModule):
+class OmniVolumes(JoinedBenchmarks):
     """Two sets of volumes side by side: training batches are ``{"labelled": ..., "unlabelled": ...}``.
 
     The parts are what their datamodules make them: windows with labels, and windows with views. The shorter epoch
@@ -27,7 +25,6 @@ class OmniVolumes(BenchmarkDataModule):
     """
 
     name = "omni_volumes"
-    layout: ClassVar[Mapping[str, Layout]] = {}
     module_arguments = ("labelled", "unlabelled")
 
     def __init__(self, labelled: VolumeDataModule, unlabelled: VolumeDataModule) -> None:
@@ -35,33 +32,12 @@ class OmniVolumes(BenchmarkDataModule):
             raise ValueError(
                 "data.unlabelled must have views, and data.labelled, whose labels are read, must not."
             )
-        super().__init__(unlabelled.batch_size, unlabelled.eval_batch_size, unlabelled.num_workers)
-        self.parts = {"labelled": labelled, "unlabelled": unlabelled}
+        super().__init__({"labelled": labelled, "unlabelled": unlabelled}, main="unlabelled")
         self.classes, self.num_classes = labelled.classes, labelled.num_classes  # type: ignore[misc]
-
-    def needs(self, stage: str | None = None) -> dict[str, dict[str, bool]]:
-        """What both parts read."""
-        found = {name: part.needs(stage) for name, part in self._parts(stage).items()}
-        return {f"{name}.{root}": splits for name, needs in found.items() for root, splits in needs.items()}
-
-    def inspect(self, stage: str | None = None) -> dict[str, LayoutReport]:
-        """Both roots compared with their layouts."""
-        found = {name: part.inspect(stage) for name, part in self._parts(stage).items()}
-        return {
-            f"{name}.{root}": report for name, reports in found.items() for root, report in reports.items()
-        }
-
-    def prepare_data(self) -> None:
-        """Prepare both parts."""
-        for part in self.parts.values():
-            part.trainer = self.trainer
-            part.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
         """Set up what a stage reads."""
-        for part in self._parts(stage).values():
-            part.trainer = self.trainer
-            part.setup(stage)
+        super().setup(stage)
         self.classes, self.num_classes = self._labelled.classes, self._labelled.num_classes  # type: ignore[misc]
 
     def train_dataloader(self) -> dict[str, DataLoader[Any]]:  # type: ignore[override]
@@ -96,12 +72,16 @@ class OmniVolumes(BenchmarkDataModule):
 
     @property
     def _labelled(self) -> VolumeDataModule:
-        return self.parts["labelled"]
+        part = self.parts["labelled"]
+        assert isinstance(part, VolumeDataModule)
+        return part
 
     @property
     def _unlabelled(self) -> VolumeDataModule:
-        return self.parts["unlabelled"]
+        part = self.parts["unlabelled"]
+        assert isinstance(part, VolumeDataModule)
+        return part
 
-    def _parts(self, stage: str | None) -> dict[str, VolumeDataModule]:
+    def parts_of(self, stage: str | None) -> dict[str, Any]:
         """Only training reads labels."""
         return self.parts if stage in (None, "fit") else {"unlabelled": self._unlabelled}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -219,3 +220,40 @@ class ResumableLoader(DataLoader[Any]):
             # Where loaders of unequal length run side by side, the shorter ones start again within an epoch.
             self.sampler.skip = self.position() % max(1, len(self)) * (self.batch_size or 1)
         yield from super().__iter__()
+
+
+class TurnsLoader:
+    """Several loaders one after the other, each whole: an epoch is a pass over all of them.
+
+    As long in every epoch, unlike loaders that are exchanged from epoch to epoch, so that schedules know their end
+    and a resumed run its place.
+
+    Args:
+        loaders: in order.
+
+    Attributes:
+        position: number of batches of the epoch that the run has seen; :class:`callbacks.ExactResume` sets it.
+    """
+
+    def __init__(self, loaders: Sequence[ResumableLoader]) -> None:
+        self.loaders = list(loaders)
+        self.position: Callable[[], int] = int  # 0
+        self.sampler, self.batch_sampler = self, None  # Lightning tells a loader's sampler the epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the samplers of all loaders."""
+        for loader in self.loaders:
+            if isinstance(loader.sampler, StridedSampler):
+                loader.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.loaders))
+
+    def __iter__(self) -> Iterator[Any]:
+        seen = self.position() % max(1, len(self))
+        for loader in self.loaders:
+            here = min(seen, len(loader))
+            seen -= here
+            if here < len(loader):
+                loader.position = partial(int, here)
+                yield from loader

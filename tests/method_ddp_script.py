@@ -39,7 +39,7 @@ STEPS = [
 ]
 DDP = ["--trainer.devices", "2", "--trainer.strategy"]
 #: Methods that leave parameters out of some losses.
-STRATEGY = {"sepico": "ddp_find_unused_parameters_true"}
+STRATEGY = dict.fromkeys(("sepico", "uni4eye"), "ddp_find_unused_parameters_true")
 
 
 def run(verb: str, *options: str) -> Any:

@@ -15,6 +15,7 @@ from tests import (
     tiny,
     tiny_audio,
     tiny_denoising,
+    tiny_eyes,
     tiny_images,
     tiny_streets,
     tiny_tracks,
@@ -122,6 +123,9 @@ MINIATURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "OmniVolumes": tiny_volumes.omni_volumes,
     "PreCT": tiny_volumes.prect,
     "voco_omni/prect": tiny_volumes.omni_prect,
+    "EyePhotographs": tiny_eyes.photographs,
+    "EyeScans": tiny_eyes.scans,
+    "TakingTurns": tiny_eyes.taking_turns,
     "TorsoPhantom": tiny_volumes.torso,
     "TorsoScanners": tiny_volumes.torso,
 }

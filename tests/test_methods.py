@@ -36,6 +36,8 @@ def one_example(method: Any) -> tuple[Tensor, tuple[int, ...] | None]:
             return torch.rand(3, 32, 64), (32, 64)
         case "image", task if "denoising" in task:
             return torch.rand(3, 16, 16), (3, 16, 16)
+        case "image and volume", _:
+            return torch.rand(3, 16, 16), None
         case "image", _:
             return torch.rand(3, 16, 16), (method.student.backbone.embed_dim,)
         case "audio", _:

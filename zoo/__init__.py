@@ -37,7 +37,9 @@ if TYPE_CHECKING:  # for type checkers and editors; a test keeps it in step with
     from zoo.methods.image.ibot import IBOT as IBOT
     from zoo.methods.image.poa import POA as POA
     from zoo.methods.medical.classifier import VolumeClassifier as VolumeClassifier
+    from zoo.methods.medical.eye_classifier import EyeClassifier as EyeClassifier
     from zoo.methods.medical.segmenter import VolumeSegmenter as VolumeSegmenter
+    from zoo.methods.medical.uni4eye import Uni4Eye as Uni4Eye
     from zoo.methods.medical.voco import VoCo as VoCo
     from zoo.methods.medical.voco import VoCoCVPR as VoCoCVPR
     from zoo.methods.medical.voco_omni import VoCoOmni as VoCoOmni

@@ -187,7 +187,7 @@ class UnifiedViT(nn.Module):
         if seen is not None:
             tokens = gathered(tokens, seen)
         cls = self.cls_token + getattr(self, f"pos_embed{x.ndim - 2}")[:, :1]
-        tokens = torch.cat((cls.expand(len(x), -1, -1).to(tokens.dtype), tokens), 1)
+        tokens = torch.cat((cls.expand(x.shape[0], -1, -1).to(tokens.dtype), tokens), 1)
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)

@@ -50,6 +50,7 @@ from zoo.nn.targets import Centre, Sinkhorn, sinkhorn_knopp
 from zoo.nn.token_network import TokenNetwork
 from zoo.nn.tokens import TokenBackbone, Tokens
 from zoo.nn.volume_crops import VolumeCrops
+from zoo.nn.volume_flips import VolumeFlips
 from zoo.nn.volume_inference import SlidingWindow
 from zoo.nn.weighting import (
     ClassBalanced,
@@ -112,6 +113,7 @@ __all__ = [
     "UniformMasking",
     "UnlabelledClassMix",
     "VolumeCrops",
+    "VolumeFlips",
     "WeightSchedule",
     "bank_contrast",
     "blur_kernel_size",

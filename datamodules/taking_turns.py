@@ -1,0 +1,84 @@
+"""Images and volumes in turn, for methods that learn from both (Uni4Eye)."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch.utils.data import DataLoader
+
+from datamodules.image_sets import DrawnImages
+from datamodules.images import ImageDataModule
+from datamodules.parts import JoinedBenchmarks
+from datamodules.sampling import TurnsLoader
+from datamodules.volumes import VolumeDataModule
+
+
+class TakingTurns(JoinedBenchmarks):
+    """Any set of images and any set of volumes: a pass over the volumes, then one over the images, and so on.
+
+    The trainer's epoch is such a round, two of the paper's epochs (even ones 3-D, odd ones 2-D). Batches are those of
+    the sets: ``volume`` or ``image``, never both. All training images are shown, whatever their labels. Evaluation
+    and prediction go through volumes and images in the same way.
+
+    Args:
+        images: a set of images, without ``views``; its crops and mirroring augment training.
+        volumes: a set of volumes with ``views``, such as :class:`zoo.nn.VolumeFlips`, so that no label maps are read.
+
+    Raises:
+        ValueError: views are missing, or set where they do not belong.
+    """
+
+    name = "taking_turns"
+    classes = ()
+    num_classes = 0
+    eval_classes = ()
+    module_arguments = ("images", "volumes")
+
+    def __init__(self, images: ImageDataModule, volumes: VolumeDataModule) -> None:
+        if images.views is not None or volumes.views is None:
+            raise ValueError(
+                "data.volumes must have views, such as {class_path: zoo.nn.VolumeFlips}, so that their labels are not "
+                "read; data.images must have none."
+            )
+        super().__init__({"volumes": volumes, "images": images}, main="images")
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What is done to images and to volumes; the keys tell them apart."""
+        return {**self.parts["images"].preprocessing, **self.parts["volumes"].preprocessing}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Set up both sets; training reads all images."""
+        super().setup(stage)
+        if stage in (None, "fit"):
+            images = self.parts["images"]
+            assert isinstance(images, ImageDataModule)
+            images.datasets["train"] = DrawnImages(images.subset("train"), images.draw_seed)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """A pass over the volumes, then one over the images."""
+        for part in self.parts.values():
+            part.future_batches = self.future_batches
+        return self._in_turn("train_dataloader")
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Volumes, then images."""
+        return self._in_turn("val_dataloader")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Volumes, then images."""
+        return self._in_turn("test_dataloader")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Volumes, then images."""
+        return self._in_turn("predict_dataloader")
+
+    def _in_turn(self, kind: str) -> DataLoader[Any]:
+        loaders = [getattr(part, kind)() for part in self.parts.values()]
+        return cast("DataLoader[Any]", TurnsLoader(loaders))
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """The batch as its set makes it."""
+        part = self.parts["images" if "image" in batch else "volumes"]
+        self.batch_size = part.batch_size  # whoever counts samples asks for that of the batch that runs
+        return part.on_after_batch_transfer(batch, dataloader_idx)
