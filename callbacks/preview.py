@@ -51,8 +51,8 @@ def preview(batch: Batch, datamodule: Any = None, count: int = 4) -> Image.Image
     """Draw the first samples of a batch, as ``on_after_batch_transfer`` and the callbacks left it.
 
     Draws, with titles and a legend of classes: the global and local views of self-distillation; source, target
-    and mixed images with labels, pseudo-labels, weights and strong views; spectrograms; volumes in three planes,
-    with labels; crops and base crops of volumes; plain images.
+    and mixed images with labels, pseudo-labels, weights and strong views; videos; spectrograms; volumes in three
+    planes, with labels; crops and base crops of volumes; plain images.
 
     Args:
         batch: a training or evaluation batch (``docs/architecture.md`` lists the keys).
@@ -66,8 +66,8 @@ def preview(batch: Batch, datamodule: Any = None, count: int = 4) -> Image.Image
         raise ValueError(f"count must be at least 1, got {count}.")
     kinds: dict[str, Callable[[Batch, Any, int], Image.Image]] = {
         "views": _views, "mixed": _domains, "source": _domains, "labelled": _domains,
-        "target": _domains, "unlabelled": _domains, "spectrogram": _spectrograms, "waveform": _waveforms,
-        "crops": _crops, "volume": _volumes, "image": _images,
+        "target": _domains, "unlabelled": _domains, "video": _videos, "spectrogram": _spectrograms,
+        "waveform": _waveforms, "crops": _crops, "volume": _volumes, "image": _images,
     }  # fmt: skip
     for key, draw in kinds.items():
         if key in batch:
@@ -142,6 +142,22 @@ def _spectrograms(batch: Batch, datamodule: Any, count: int) -> Image.Image:
     beside = max(1, WIDTH // length)
     rows = [cells[start : start + beside] for start in range(0, len(cells), beside)]
     return sheet(rows, (), f"Log-mel spectrograms of a batch: {mels} bands, {length} frames")
+
+
+def _videos(batch: Batch, datamodule: Any, count: int, frames: int = 6) -> Image.Image:
+    """Video with sound: frames of a clip and its spectrogram side by side."""
+    views = max(1, len(batch["video"]) // len(batch.get("index", batch["video"])))
+    numbers = getattr(datamodule, "num_values", 0)
+    captions = [] if numbers else _class_names(batch.get("label"), datamodule)
+    rows: list[list[Cell | None]] = []
+    for i, video in enumerate(batch["video"][: views * count : views]):
+        picked = torch.linspace(0, video.shape[1] - 1, min(frames, video.shape[1])).long().tolist()
+        row: list[Cell | None] = [Cell(image_pixels(video[:, number])) for number in picked]
+        row[0] = Cell(image_pixels(video[:, picked[0]]), captions[i] if captions else "")
+        if "spectrogram" in batch:
+            row.append(Cell(spectrogram_pixels(batch["spectrogram"][views * i].T)))
+        rows.append(row)
+    return sheet(rows, (), f"Videos of a batch {list(batch['video'].shape[2:])}, first view", side=96)
 
 
 def _waveforms(batch: Batch, datamodule: Any, count: int, width: int = 512, height: int = 96) -> Image.Image:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datamodules.amos22 import AMOS22
     from datamodules.audio import AudioDataModule
+    from datamodules.audio_visual import AudioVisualDataModule
+    from datamodules.audio_visual_lists import AudioVisualLists
     from datamodules.audioset import AudioSet, AudioSetLibriSpeech
     from datamodules.base import BenchmarkDataModule
     from datamodules.btcv import BTCV
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from datamodules.cityscapes_acdc import CityscapesACDC
     from datamodules.cityscapes_darkzurich import CityscapesDarkZurich
     from datamodules.cityscapes_semi import CityscapesSemi
+    from datamodules.crema_d import CREMAD
     from datamodules.decathlon import DecathlonVolumes
     from datamodules.denoising import DenoisingDataModule
     from datamodules.dnd import DND
@@ -33,14 +36,17 @@ if TYPE_CHECKING:
     from datamodules.libri_light import LibriLight
     from datamodules.librispeech import LibriSpeech
     from datamodules.luna16 import LUNA16
+    from datamodules.mafw import MAFW
     from datamodules.memory_images import MemoryImageDataModule
     from datamodules.msd import MSD
+    from datamodules.msp_improv import MSPIMPROV
     from datamodules.omni_volumes import OmniVolumes
     from datamodules.optdigits import Optdigits
     from datamodules.packaged_brains import PackagedBrains
     from datamodules.packaged_photographs import PackagedPhotographs
     from datamodules.prect import PreCT
     from datamodules.racetracks import RaceTracks
+    from datamodules.ravdess import RAVDESS
     from datamodules.segmentation import UDASegmentation
     from datamodules.semi_segmentation import SemiSegmentation
     from datamodules.sidd import SIDD
@@ -49,6 +55,7 @@ if TYPE_CHECKING:
     from datamodules.stl10 import STL10
     from datamodules.synthia_cityscapes import SYNTHIACityscapes
     from datamodules.taking_turns import TakingTurns
+    from datamodules.talking_blobs import TalkingBlobs
     from datamodules.telephone_prompts import TelephonePrompts
     from datamodules.tiny_imagenet import TinyImageNet
     from datamodules.torso_phantom import TorsoPhantom, TorsoScanners
@@ -56,24 +63,32 @@ if TYPE_CHECKING:
     from datamodules.volume_folders import VolumeFolders
     from datamodules.volumes import VolumeDataModule
     from datamodules.voxceleb1 import VoxCeleb1
+    from datamodules.voxceleb2 import VoxCeleb2
+    from datamodules.werewolf_xl import WerewolfXL
 
 __all__ = [
     "AMOS22",
     "BTCV",
     "CIFAR10",
     "CIFAR100",
+    "CREMAD",
     "DND",
     "ESC50",
     "FLARE22",
     "FSD50K",
     "IEMOCAP",
     "LUNA16",
+    "MAFW",
     "MSD",
+    "MSPIMPROV",
+    "RAVDESS",
     "SIDD",
     "STL10",
     "AudioDataModule",
     "AudioSet",
     "AudioSetLibriSpeech",
+    "AudioVisualDataModule",
+    "AudioVisualLists",
     "BenchmarkDataModule",
     "CityscapesACDC",
     "CityscapesDarkZurich",
@@ -106,6 +121,7 @@ __all__ = [
     "StreetShift",
     "StreetShiftSemi",
     "TakingTurns",
+    "TalkingBlobs",
     "TelephonePrompts",
     "TinyImageNet",
     "TorsoPhantom",
@@ -115,6 +131,8 @@ __all__ = [
     "VolumeDataModule",
     "VolumeFolders",
     "VoxCeleb1",
+    "VoxCeleb2",
+    "WerewolfXL",
 ]
 
 _MODULES = {
@@ -122,10 +140,13 @@ _MODULES = {
     "AudioDataModule": "audio",
     "AudioSet": "audioset",
     "AudioSetLibriSpeech": "audioset",
+    "AudioVisualDataModule": "audio_visual",
+    "AudioVisualLists": "audio_visual_lists",
     "BTCV": "btcv",
     "BenchmarkDataModule": "base",
     "CIFAR10": "cifar",
     "CIFAR100": "cifar",
+    "CREMAD": "crema_d",
     "CityscapesACDC": "cityscapes_acdc",
     "CityscapesDarkZurich": "cityscapes_darkzurich",
     "CityscapesSemi": "cityscapes_semi",
@@ -148,13 +169,16 @@ _MODULES = {
     "LUNA16": "luna16",
     "LibriLight": "libri_light",
     "LibriSpeech": "librispeech",
+    "MAFW": "mafw",
     "MSD": "msd",
+    "MSPIMPROV": "msp_improv",
     "MemoryImageDataModule": "memory_images",
     "OmniVolumes": "omni_volumes",
     "Optdigits": "optdigits",
     "PackagedBrains": "packaged_brains",
     "PackagedPhotographs": "packaged_photographs",
     "PreCT": "prect",
+    "RAVDESS": "ravdess",
     "RaceTracks": "racetracks",
     "SIDD": "sidd",
     "STL10": "stl10",
@@ -166,6 +190,7 @@ _MODULES = {
     "StreetShift": "embedded",
     "StreetShiftSemi": "embedded",
     "TakingTurns": "taking_turns",
+    "TalkingBlobs": "talking_blobs",
     "TelephonePrompts": "telephone_prompts",
     "TinyImageNet": "tiny_imagenet",
     "TorsoPhantom": "torso_phantom",
@@ -175,6 +200,8 @@ _MODULES = {
     "VolumeDataModule": "volumes",
     "VolumeFolders": "volume_folders",
     "VoxCeleb1": "voxceleb1",
+    "VoxCeleb2": "voxceleb2",
+    "WerewolfXL": "werewolf_xl",
 }
 
 

@@ -68,7 +68,7 @@ class AudioDataModule(BenchmarkDataModule):
         ValueError: an argument is out of range, or does not fit ``features`` or the set.
     """
 
-    module_arguments = ("features",)
+    module_arguments: ClassVar[tuple[str, ...]] = ("features",)
     collate: ClassVar[Callable[[Any], dict[str, Any]]] = staticmethod(as_batch)
     test_split = "test"
     num_classes = 0
@@ -195,7 +195,7 @@ class AudioDataModule(BenchmarkDataModule):
         if split not in self._clips:
             clips = self.read(split)
             if self.skip_broken:
-                usable, reasons = drop_broken([clips.path(n) for n in range(len(clips))], self.reading)
+                usable, reasons = self.usable(clips)
                 self.skipped[split] = reasons
                 if reasons:
                     shown = "; ".join(reasons[:3])
@@ -207,6 +207,10 @@ class AudioDataModule(BenchmarkDataModule):
                 raise LayoutError(f"{type(self).__name__} has no usable {split} clip (root={self.root!r}).")
             self._clips[split] = clips
         return self._clips[split]
+
+    def usable(self, clips: AudioClips) -> tuple[np.ndarray, list[str]]:
+        """Read every clip: positions of those that can be read, int64 ``[n]``, and why the others cannot."""
+        return drop_broken([clips.path(n) for n in range(len(clips))], self.reading)
 
     def subset(self, name: str, training: bool = False) -> AudioSubset:
         """Clips of ``train``, ``labelled`` (its labelled part), ``val``, ``test`` or another split.
@@ -226,6 +230,12 @@ class AudioDataModule(BenchmarkDataModule):
             positions = self._held_out(clips)
         if training and not self.labels:
             clips = clips.without_labels()
+        return self.shown(clips, positions, name, training)
+
+    def shown(
+        self, clips: AudioClips, positions: np.ndarray | None, name: str, training: bool
+    ) -> AudioSubset:
+        """Some clips the way training or evaluation shows them; for the arguments see :meth:`subset`."""
         seconds = self.train_seconds if training else self.seconds
         crop: Crop = self.crop if training else "start"
         return AudioSubset(clips, positions, self.reading, seconds, crop, self.fixed_length)

@@ -74,6 +74,33 @@ class Reading:
             wanted = samples if seconds is None else min(samples, math.ceil(seconds * rate))
             return (0 if rng is None else int(rng.integers(samples - wanted + 1))), wanted
 
+        longest = None if seconds is None else round(seconds * self.sample_rate)
+        return self._mono(path, window)[:longest]
+
+    def between(self, path: Path, start: float, end: float, least: int = 1024) -> Tensor:
+        """Samples ``[n]`` between two shares of a file; all of it where those are ``least`` or fewer.
+
+        Args:
+            path: the file.
+            start: where the part begins, as a share of the whole.
+            end: where it ends.
+            least: so many samples say nothing.
+
+        Raises:
+            BrokenAudioError: as of :meth:`clip`; also if the file itself is as short.
+            FileNotFoundError: there is none.
+            ImportError: only soundfile reads such files, and it is not installed.
+        """
+
+        def window(samples: int, rate: int) -> tuple[int, int]:
+            if samples <= least:
+                raise BrokenAudioError(f"{path} holds {samples} samples, too few to be sound: {_REMEDY}.")
+            first, last = int(start * samples), int(end * samples)
+            return (first, last - first) if last - first > least else (0, samples)
+
+        return self._mono(path, window)
+
+    def _mono(self, path: Path, window: Window) -> Tensor:
         samples, rate = _decode(path, window)
         if not np.isfinite(samples).all():
             raise BrokenAudioError(f"{path} holds samples that are nan or infinite: {_REMEDY}.")
@@ -84,8 +111,7 @@ class Reading:
         mono = torch.from_numpy(samples.mean(1, dtype=np.float32))
         if rate != self.sample_rate:
             mono = _resampler(rate, self.sample_rate)(mono)
-        longest = None if seconds is None else round(seconds * self.sample_rate)
-        return mono[:longest] * 10 ** (self.gain / 20)
+        return mono * 10 ** (self.gain / 20)
 
 
 def drop_broken(paths: Sequence[Path], reading: Reading) -> tuple[np.ndarray, list[str]]:

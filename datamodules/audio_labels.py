@@ -81,6 +81,42 @@ class SingleLabels(Labels):
         return self.classes
 
 
+class Values(Labels):
+    """Numbers that are estimated, in place of classes.
+
+    Args:
+        values: ``[N, K]`` float32.
+    """
+
+    num_classes = 0
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def part(self, positions: np.ndarray) -> Values:
+        """Numbers of some clips."""
+        return Values(self.values[positions])
+
+    def tensor(self, positions: np.ndarray) -> Tensor:
+        """Numbers, float32 ``[B, K]``."""
+        return torch.from_numpy(self.values[positions])
+
+    def counts(self) -> np.ndarray:
+        """There are no classes, ``[0]``."""
+        return np.zeros(0, np.int64)
+
+    def sums(self, of_class: np.ndarray) -> np.ndarray:
+        """Raises ValueError: there are no classes, which ``balanced`` asks for."""
+        raise ValueError("balanced: true needs classes, and these clips are labelled with numbers.")
+
+    def strata(self) -> np.ndarray:
+        """One class for all."""
+        return np.zeros(len(self), np.int64)
+
+
 class MultiLabels(Labels):
     """Any number of classes a clip, stored one bit a class: AudioSet's two million clips take 135 MB.
 

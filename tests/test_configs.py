@@ -19,6 +19,7 @@ from tests import (
     tiny_images,
     tiny_streets,
     tiny_tracks,
+    tiny_videos,
     tiny_voc,
     tiny_volumes,
 )
@@ -33,13 +34,17 @@ _FILES = {
     for path in sorted(package_configs().rglob("*.yaml"), reverse=True)
 }
 CONFIGS = sorted(_FILES)
+#: Benchmarks that differ in names and numbers alone → the one that stands for them.
+ALIKE = dict.fromkeys(("AudioVisualLists", "MAFW", "MSPIMPROV", "RAVDESS"), "CREMAD")
+
+
+def kind_of(path: Path) -> str:
+    benchmark: str = yaml.safe_load(path.read_text())["data"]["class_path"]
+    return ALIKE.get(benchmark, benchmark)
+
+
 #: One config of every method and benchmark.
-WHOLE_LIVES = set(
-    {
-        (path.parent.name, yaml.safe_load(path.read_text())["data"]["class_path"]): name
-        for name, path in _FILES.items()
-    }.values()
-)
+WHOLE_LIVES = set({(path.parent.name, kind_of(path)): name for name, path in _FILES.items()}.values())
 QUIET = [
     "--trainer.enable_progress_bar",
     "false",
@@ -115,6 +120,14 @@ MINIATURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "LibriSpeech": tiny_audio.librispeech,
     "TelephonePrompts": tiny_audio.telephone_prompts,
     "VoxCeleb1": tiny_audio.voxceleb1,
+    "AudioVisualLists": tiny_videos.audio_visual_lists,
+    "CREMAD": tiny_videos.listed("CREMA-D", "01"),
+    "MAFW": tiny_videos.listed("MAFW", "01"),
+    "MSPIMPROV": tiny_videos.listed("MSP-IMPROV", "01"),
+    "RAVDESS": tiny_videos.listed("RAVDESS", "01"),
+    "TalkingBlobs": tiny_videos.talking_blobs,
+    "VoxCeleb2": tiny_videos.voxceleb2,
+    "WerewolfXL": tiny_videos.listed("Werewolf-XL", ["0.5 1.0 0.0", "1.5 0.25 1.0"]),
     "AMOS22": tiny_volumes.supervised(tiny_volumes.amos22_tree),
     "BTCV": tiny_volumes.supervised(tiny_volumes.btcv_tree),
     "FLARE22": tiny_volumes.supervised(tiny_volumes.flare22_tree),
@@ -157,6 +170,8 @@ def miniature(config: str, folder: Path) -> list[str]:
         options += ["--model.backbone_args.depth", "1"]
     if model.get("backbone", "").startswith("conformer_"):
         options += tiny_audio.small_conformer(content["model"]["class_path"])
+    if model.get("backbone", "").startswith("hicmae_"):
+        options += tiny_videos.small_network(model)
     if model.get("backbone", "") in ("elastic_vit_large", "elastic_swin_base", "elastic_resnet152"):
         options += tiny_images.small_family(model["backbone"])
     if content["model"]["class_path"] == "CBSN":

@@ -19,9 +19,19 @@ from zoo.registry import list_methods, method_card
 
 ROOT = Path(__file__).parents[1]
 #: Each rank normalises, mines or compares within its own batch, as the authors' code does: docs/reliability.md.
-PER_RANK = {"dinov2", "poa", "fst_semi", "semi_mean_teacher", "voco", "voco_cvpr", "voco_omni", "w2v_bert"}
+PER_RANK = {
+    "dinov2",
+    "poa",
+    "fst_semi",
+    "semi_mean_teacher",
+    "voco",
+    "voco_cvpr",
+    "voco_omni",
+    "w2v_bert",
+    "hicmae",
+}
 #: Their validation draws crops or masks on each rank.
-DRAWN_VALIDATION = {"voco", "voco_cvpr", "voco_omni", "ssast", "w2v_bert", "uni4eye"}
+DRAWN_VALIDATION = {"voco", "voco_cvpr", "voco_omni", "ssast", "w2v_bert", "uni4eye", "hicmae"}
 GROUPS: dict[str, list[str]] = {}
 for _name in list_methods():
     _card = method_card(_name)

@@ -131,15 +131,15 @@ class Undecided(nn.Module):
 @pytest.mark.parametrize("kind", ["pt2", "onnx"])
 def test_what_differs_is_refused_and_not_kept(kind: str) -> None:
     module, example = Noisy().eval(), torch.rand(2, 3)
-    program = graphs.trace(module, example)
+    program = graphs.trace(module, [example])
     save: Any = graphs.save_program if kind == "pt2" else graphs.save_onnx
     with pytest.raises(
         CheckpointError, match=r"computes something else than torch: outputs \[3, 3\].* differ"
     ):
-        save(program, module, example, Path("out") / f"x.{kind}", {})
+        save(program, module, [example], Path("out") / f"x.{kind}", {})
     assert list(Path("out").iterdir()) == []
     with pytest.raises(CheckpointError, match="Undecided cannot be written as a graph"):
-        graphs.trace(Undecided(), example)
+        graphs.trace(Undecided(), [example])
 
 
 def test_differences_are_relative_to_large_values_only() -> None:

@@ -25,13 +25,14 @@ from zoo.registry import get_method, list_methods
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
-SIZES = {"image": (64, 64), "volume": (16, 16, 16), "spectrogram": None}
+SIZES = {"image": (64, 64), "volume": (16, 16, 16), "spectrogram": None, "video": None}
 #: Methods whose miniature has a backbone that timm has not.
 NOT_IN_TIMM = {
     *("fst", "self_training", "semi_mean_teacher", "sepico", "source_only", "fst_semi"),  # StreetCNN
     "cbsn",
     *("voco", "voco_cvpr", "voco_omni", "volume_classifier", "volume_segmenter", "w2v_bert"),
     *("uni4eye", "eye_classifier"),
+    *("hicmae", "hicmae_classifier"),
 }
 
 
@@ -39,6 +40,12 @@ def size_of(method: Any) -> tuple[int, ...] | None:
     """Small inputs; backbones of tokens take those they were built for."""
     tokens = method.input_name == "image" and hasattr(method.student.backbone, "forward_tokens")
     return None if tokens else SIZES[method.input_name]
+
+
+def inputs_of(method: Any) -> tuple[Tensor, ...]:
+    """A batch of two of everything that the network takes."""
+    example = method.example_input(size_of(method))
+    return example if isinstance(example, tuple) else (example,)
 
 
 def as_list(outputs: Any) -> list[Tensor]:
@@ -64,9 +71,9 @@ def test_every_method_comes_back_from_what_it_wrote(method: Any, tmp_path: Path)
     cls, example = type(method), one_example(method)[0]
     example = example[:16, :16, :16] if method.input_name == "volume" else example
     wanted = torch.as_tensor(method.predict(example))
-    batch = method.example_input(size_of(method))
+    batch = inputs_of(method)
     name = method.evaluated_name()
-    outputs = as_list(deployed(method, None, "whole")(batch))
+    outputs = as_list(deployed(method, None, "whole")(*batch))
 
     path = method.save_pretrained(tmp_path / "out")
     plain = load_file(path)
@@ -76,7 +83,7 @@ def test_every_method_comes_back_from_what_it_wrote(method: Any, tmp_path: Path)
     for source in (tmp_path / "out", path):
         again = cls.from_pretrained(source)
         assert torch.equal(torch.as_tensor(again.predict(example)), wanted)
-        same(deployed(again, None, "whole")(batch), outputs)
+        same(deployed(again, None, "whole")(*batch), outputs)
         assert again.benchmark == method.benchmark
         assert again.preprocessing == method.preprocessing
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -89,14 +96,14 @@ def test_every_method_comes_back_from_what_it_wrote(method: Any, tmp_path: Path)
     for tensor in fresh.student.state_dict().values():
         tensor.zero_()
     assert load_pretrained(fresh, str(path), show=False).complete
-    same(deployed(fresh, "student", "whole")(batch), outputs)
+    same(deployed(fresh, "student", "whole")(*batch), outputs)
     alone = method.save_pretrained(tmp_path / "backbone", part="backbone")
     for tensor in fresh.student.backbone.state_dict().values():
         tensor.zero_()
     report = load_pretrained(fresh.student.backbone, str(alone), show=False)
     assert report.complete
     assert not report.unexpected
-    same(deployed(fresh, "student", "backbone")(batch), as_list(deployed(method, None, "backbone")(batch)))
+    same(deployed(fresh, "student", "backbone")(*batch), as_list(deployed(method, None, "backbone")(*batch)))
     with pytest.raises(CheckpointError, match="holds the backbone alone"):
         cls.from_pretrained(alone)
 
@@ -107,19 +114,20 @@ def test_every_method_runs_in_other_tools(method: Any, tmp_path: Path) -> None:
     size = size_of(method)
     module = deployed(method, None, "whole")
     outputs = module.outputs if hasattr(module, "outputs") else ("logits",)
-    batch = method.example_input(size).flip(0)[:1]
-    wanted = as_list(module(batch))
+    batch = [part.flip(0)[:1] for part in inputs_of(method)]
+    wanted = as_list(module(*batch))
 
     program = export_as("program", method, tmp_path, size=size)
-    same(torch.export.load(program).module()(batch), wanted, 1e-5)
+    same(torch.export.load(program).module()(*batch), wanted, 1e-5)
 
     model = export_as("onnx", method, tmp_path, size=size)
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    assert [entry.name for entry in session.get_inputs()] == [method.input_name]
+    assert [entry.name for entry in session.get_inputs()] == list(method.input_names())
     assert tuple(entry.name for entry in session.get_outputs()) == outputs
     card = json.loads(session.get_modelmeta().custom_metadata_map["selfzoo"])
     assert card["class"].endswith(type(method).__name__)
-    same(session.run(None, {method.input_name: batch.numpy()}), wanted, 1e-5)
+    given = {name: part.numpy() for name, part in zip(method.input_names(), batch, strict=True)}
+    same(session.run(None, given), wanted, 1e-5)
 
     name = next(n for n in list_methods() if get_method(n) is type(method))
     if name in NOT_IN_TIMM:
@@ -129,7 +137,7 @@ def test_every_method_runs_in_other_tools(method: Any, tmp_path: Path) -> None:
     folder = export_as("timm", method, tmp_path, size=size)
     called, arguments = timm_call(folder / "model.safetensors")
     built = timm.create_model(called, **arguments).eval()
-    image = batch.transpose(1, 2)[:, None] if method.input_name == "spectrogram" else batch
+    image = batch[0].transpose(1, 2)[:, None] if method.input_name == "spectrogram" else batch[0]
     tokens = method.networks()[method.evaluated_name()].backbone.forward_tokens(image)
     features = built.forward_features(image)
     if features.ndim == 3:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.resuming import straight_and_resumed
 from tests.test_configs import QUIET, miniature
@@ -29,7 +28,7 @@ THREE_STEPS = [
 ]
 
 
-def one_example(method: Any) -> tuple[Tensor, tuple[int, ...] | None]:
+def one_example(method: Any) -> tuple[Any, tuple[int, ...] | None]:
     """What ``predict`` takes, and the shape of its answer where every method of the kind has the same."""
     match method_card_of(method).modality, method_card_of(method).task:
         case "image", task if "segmentation" in task:
@@ -42,6 +41,9 @@ def one_example(method: Any) -> tuple[Tensor, tuple[int, ...] | None]:
             return torch.rand(3, 16, 16), (method.student.backbone.embed_dim,)
         case "audio", _:
             return torch.randn(16_000) / 10, None
+        case "audio-visual", _:
+            video = torch.randint(256, (8, 40, 30, 3), dtype=torch.uint8)
+            return {"video": video, "waveform": torch.randn(16_000) / 10}, None
         case _:
             return torch.rand(32, 32, 32), None
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # for type checkers and editors; a test keeps it in step with
     from zoo.methods.audio.classifier import AudioClassifier as AudioClassifier
     from zoo.methods.audio.ssast import SSAST as SSAST
     from zoo.methods.audio.w2v_bert import W2vBERT as W2vBERT
+    from zoo.methods.audio_visual.classifier import HiCMAEClassifier as HiCMAEClassifier
+    from zoo.methods.audio_visual.hicmae import HiCMAE as HiCMAE
     from zoo.methods.image.cbsn import CBSN as CBSN
     from zoo.methods.image.dino import DINO as DINO
     from zoo.methods.image.dinov2 import DINOv2 as DINOv2

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.nn.deployed import BackboneFeatures
 from zoo.teacher import Teacher
@@ -24,6 +24,8 @@ class Deployable(L.LightningModule):
 
     #: What the exported network takes: ``image`` (RGB in [0, 1]), ``spectrogram`` or ``volume``.
     input_name: ClassVar[str] = "image"
+    #: Names of what it takes besides; then :meth:`example_input` gives a tuple.
+    more_inputs: ClassVar[tuple[str, ...]] = ()
     benchmark: Mapping[str, Any]
     student: nn.Module
 
@@ -57,7 +59,12 @@ class Deployable(L.LightningModule):
         """The same of its backbone alone: maps or tokens."""
         return BackboneFeatures(network.backbone)
 
-    def example_input(self, size: tuple[int, ...] | None = None) -> Tensor:
+    @classmethod
+    def input_names(cls) -> tuple[str, ...]:
+        """Names of all that the exported network takes."""
+        return (cls.input_name, *cls.more_inputs)
+
+    def example_input(self, size: tuple[int, ...] | None = None) -> Any:
         """A batch of two that :meth:`deployed` takes: images ``[2, C, H, W]``; what they show is noise.
 
         Args:

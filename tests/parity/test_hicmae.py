@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from tests.parity.formulas import load_cases
 from tests.parity.ssast_networks import q
-from zoo.backbones.audio_visual import IMAGENET_MEAN, IMAGENET_STD, AudioVisualEncoder
+from zoo.backbones.audio_visual import AudioVisualEncoder
 from zoo.checkpoints import WeightFile, load_pretrained
 from zoo.methods.audio_visual.hicmae import HiCMAE
 from zoo.nn.audio_visual import AudioVisualClassifierNetwork
@@ -70,7 +71,8 @@ def pretraining(**options: Any) -> HiCMAE:
 def batch() -> dict[str, Any]:
     """Videos back in [0, 1], since networks of the zoo normalise them by themselves."""
     shape = (SIZES["B"], 3, 16, SIZES["img"], SIZES["img"])
-    mean, std = (torch.tensor(values).view(3, 1, 1, 1).double() for values in (IMAGENET_MEAN, IMAGENET_STD))
+    facts = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    mean, std = (torch.tensor(values).view(3, 1, 1, 1).double() for values in facts)
     video = (q(shape, SIZES["kx"]).float().double() * std + mean).float()
     spectrogram = q((SIZES["B"], 1, *SIZES["aimg"]), SIZES["kx"] + 1).float()[:, 0]
     return {"video": video, "spectrogram": spectrogram, "masks": masks()}

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from zoo.nn.cross_attention import CrossBlock, LayerNorm, SelfBlock, init_blocks, sinusoids
@@ -19,7 +20,6 @@ from zoo.nn.masking_clusters import gathered
 from zoo.pretrained import started_from
 from zoo.registry import UnknownNameError
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Width and heads of the published sizes, and those of the decoders; the decoder of the smallest was not released.
 SIZES: dict[str, dict[str, int]] = {
     "hicmae_tiny": {"embed_dim": 256, "num_heads": 4},
@@ -200,7 +200,7 @@ class AudioVisualEncoder(nn.Module):
         super().__init__()
         self.embed_dim, self.depth, self.fusion_depth = embed_dim, depth, fusion_depth
         self.num_blocks = depth + fusion_depth
-        self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
+        self.mean, self.std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         shared = (embed_dim, depth, num_heads, drop_path_rate)
         self.video = ModalityEncoder(3, (frames, image_size, image_size), patch, *shared)
         self.audio = ModalityEncoder(1, (audio_frames, mels), audio_patch, *shared)

@@ -24,6 +24,7 @@ INPUTS = {
     "image": "RGB images [B, 3, H, W], float in [0, 1]",
     "spectrogram": "log-mel spectrograms [B, T, mels] of the feature pipeline",
     "volume": "volumes [B, C, X, Y, Z], float in [0, 1], prepared as the benchmark's",
+    "video": "RGB videos [B, 3, T, H, W], float in [0, 1]",
 }
 
 
@@ -92,7 +93,8 @@ def card_of(method: Deployable, network: str | None, part: str) -> dict[str, Any
         "kept": kept,
         "input": {
             "name": method.input_name,
-            "is": INPUTS[method.input_name],
+            **({"more": list(method.more_inputs)} if method.more_inputs else {}),
+            "is": " and ".join(INPUTS[name] for name in method.input_names()),
             "mean": list(getattr(backbone, "mean", ())),
             "std": list(getattr(backbone, "std", ())),
             "normalised": "by the network itself",

@@ -109,11 +109,13 @@ def export_as(
     from zoo.export.graphs import save_onnx, save_program, trace
 
     module, card = deployed(method, network, part), card_of(method, network, part)
-    card["input"]["shape"] = ["batch", *example.shape[1:]]
-    program = trace(module, example)
+    examples = example if isinstance(example, tuple) else (example,)
+    shapes = [["batch", *part.shape[1:]] for part in examples]
+    card["input"]["shape"] = shapes if len(shapes) > 1 else shapes[0]
+    program = trace(module, examples)
     if kind == "program":
-        return save_program(program, module, example, folder / "model.pt2", card)
-    return save_onnx(program, module, example, folder / "model.onnx", card, method.input_name)
+        return save_program(program, module, examples, folder / "model.pt2", card)
+    return save_onnx(program, module, examples, folder / "model.onnx", card, method.input_names())
 
 
 def _row(kind: str, path: Path) -> dict[str, str]:

@@ -23,32 +23,35 @@ CARD_FILE = "selfzoo.json"
 
 
 @without_gradients
-def trace(module: nn.Module, example: Tensor) -> Any:
-    """The module as a ``torch.export`` program for batches of any number of the example's size.
+def trace(module: nn.Module, examples: Sequence[Tensor]) -> Any:
+    """The module as a ``torch.export`` program for batches of any number of the examples' sizes.
 
     Args:
         module: plain tensors in and out, in evaluation mode.
-        example: a batch of two.
+        examples: what it takes, batches of two.
 
     Raises:
         CheckpointError: it cannot be written as a graph.
     """
     try:
         with _quiet():
-            shapes = ({0: torch.export.Dim("batch", min=1, max=1024)},)
-            return torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
+            batch = torch.export.Dim("batch", min=1, max=1024)
+            shapes = tuple({0: batch} for _ in examples)
+            return torch.export.export(module, tuple(examples), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch answers with errors of many kinds
         raise _no_graph(module, "a graph", error) from error
 
 
 @without_gradients
-def save_program(program: Any, module: nn.Module, example: Tensor, path: Path, card: dict[str, Any]) -> Path:
+def save_program(
+    program: Any, module: nn.Module, examples: Sequence[Tensor], path: Path, card: dict[str, Any]
+) -> Path:
     """Write a file that ``torch.export.load(path).module()`` runs; reloaded, it must agree with the network.
 
     Args:
         program: of :func:`trace`.
         module: that was traced.
-        example: what it was traced with.
+        examples: what it was traced with.
         path: ``.pt2``.
         card: goes into the file as ``selfzoo.json``.
 
@@ -58,8 +61,8 @@ def save_program(program: Any, module: nn.Module, example: Tensor, path: Path, c
     with _quiet(), written_whole(path) as temporary:
         torch.export.save(program, temporary, extra_files={CARD_FILE: json.dumps(card)})
         again: Any = torch.export.load(temporary).module()
-        for probe in _probes(example):
-            _compare(_as_list(again(probe)), _as_list(module(probe)), "the reloaded program")
+        for probe in _probes(examples):
+            _compare(_as_list(again(*probe)), _as_list(module(*probe)), "the reloaded program")
     return path
 
 
@@ -67,20 +70,20 @@ def save_program(program: Any, module: nn.Module, example: Tensor, path: Path, c
 def save_onnx(
     program: Any,
     module: nn.Module,
-    example: Tensor,
+    examples: Sequence[Tensor],
     path: Path,
     card: dict[str, Any],
-    input_name: str = "image",
+    input_names: Sequence[str] = ("image",),
 ) -> Path:
     """Write an ONNX model, and check with onnxruntime that it agrees with the network.
 
     Args:
         program: of :func:`trace`.
         module: that was traced; the model's outputs have the names in its ``outputs``.
-        example: what it was traced with.
+        examples: what it was traced with.
         path: ``.onnx``.
         card: goes into the model's metadata, key ``selfzoo``.
-        input_name: of the model's input.
+        input_names: of the model's inputs.
 
     Raises:
         CheckpointError: there is no such ONNX model, onnxruntime computes something else, or the file cannot be
@@ -90,7 +93,7 @@ def save_onnx(
     onnx: Any = require("onnx", "export", "exporting ONNX")
     require("onnxscript", "export", "exporting ONNX")
     runtime: Any = require("onnxruntime", "export", "checking ONNX")
-    names: dict[str, Any] = {"input_names": [input_name], "output_names": list(output_names(module))}
+    names: dict[str, Any] = {"input_names": list(input_names), "output_names": list(output_names(module))}
     with _quiet(), written_whole(path) as temporary:
         try:
             converted: Any = torch.onnx.export(program, dynamo=True, verbose=False, **names)
@@ -101,7 +104,10 @@ def save_onnx(
         onnx.save(model, str(temporary))
         try:
             session = runtime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
-            pairs = [(session.run(None, {input_name: p.cpu().numpy()}), module(p)) for p in _probes(example)]
+            pairs = []
+            for probe in _probes(examples):
+                given = {name: part.cpu().numpy() for name, part in zip(input_names, probe, strict=True)}
+                pairs.append((session.run(None, given), module(*probe)))
         except Exception as error:  # onnxruntime has no common class of errors
             raise _no_graph(module, "ONNX", error) from error
         for found, wanted in pairs:
@@ -109,10 +115,10 @@ def save_onnx(
     return path
 
 
-def _probes(example: Tensor) -> Iterator[Tensor]:
+def _probes(examples: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Batches that the graph was not traced with: other values, and another number of them."""
-    yield torch.cat((example, example.flip(-1)))[1:]
-    yield example[:1]
+    yield [torch.cat((example, example.flip(-1)))[1:] for example in examples]
+    yield [example[:1] for example in examples]
 
 
 def _compare(found: Sequence[Tensor], wanted: Sequence[Tensor], what: str) -> None:

@@ -12,6 +12,7 @@ _TAGS = {
     "image": "image-feature-extraction",
     "spectrogram": "audio-classification",
     "volume": "image-segmentation",
+    "video": "video-classification",
 }
 
 

@@ -49,6 +49,7 @@ from zoo.nn.signal_augment import SignalAugment
 from zoo.nn.targets import Centre, Sinkhorn, sinkhorn_knopp
 from zoo.nn.token_network import TokenNetwork
 from zoo.nn.tokens import TokenBackbone, Tokens
+from zoo.nn.video_augment import MultiScaleCrop, VideoAugment
 from zoo.nn.volume_crops import VolumeCrops
 from zoo.nn.volume_flips import VolumeFlips
 from zoo.nn.volume_inference import SlidingWindow
@@ -96,6 +97,7 @@ __all__ = [
     "Masks",
     "MultiCrop",
     "MultiHead",
+    "MultiScaleCrop",
     "NoMix",
     "PSPHead",
     "PSPShuffleHead",
@@ -112,6 +114,7 @@ __all__ = [
     "UPerHead",
     "UniformMasking",
     "UnlabelledClassMix",
+    "VideoAugment",
     "VolumeCrops",
     "VolumeFlips",
     "WeightSchedule",

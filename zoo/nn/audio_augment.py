@@ -23,16 +23,28 @@ def within(length: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=length.device) < length[:, None]
 
 
+def louder(waveform: Tensor, alpha: float) -> Tensor:
+    """Clips ``[B, samples]`` times a factor of each one's own, Beta(alpha, alpha) + 0.5 (AudioMAE, HiCMAE).
+
+    The release also means to roll clips in time, by a shift below the number of channels: of one channel it is 0.
+    """
+    return waveform * (_beta(len(waveform), alpha, waveform.device)[:, None] + 0.5)
+
+
 def draw_mixup(clips: int, probability: float, alpha: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Partners ``[B]``, uniform over the batch (a clip may be its own), and shares ``[B]`` that clips keep.
 
     A share is Beta(alpha, alpha) with ``probability``, or else 1.
     """
     partner = torch.randint(clips, (clips,), device=device)
-    concentration = torch.full((clips,), alpha, device=device)
-    share = torch.distributions.Beta(concentration, concentration, validate_args=False).sample()
+    share = _beta(clips, alpha, device)
     mixed = torch.rand(clips, device=device) < probability
     return partner, torch.where(mixed, share, 1.0)
+
+
+def _beta(clips: int, alpha: float, device: torch.device) -> Tensor:
+    concentration = torch.full((clips,), alpha, device=device)
+    return torch.distributions.Beta(concentration, concentration, validate_args=False).sample()
 
 
 def mixup(waveform: Tensor, length: Tensor, partner: Tensor, share: Tensor) -> Tensor:

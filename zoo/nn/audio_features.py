@@ -12,6 +12,7 @@ from zoo.nn.audio_augment import (
     add_noise,
     centred,
     draw_mixup,
+    louder,
     mix_labels,
     mixup,
     multi_hot,
@@ -32,10 +33,10 @@ STATISTICS: dict[str, tuple[float, float]] = {
 class AudioFeatures(nn.Module):
     """The feature pipeline of SSAST and AST (Gong et al.), batched: one object per datamodule.
 
-    In this order: subtract each clip's mean; mix waveforms and labels (training); log-mel filter bank; cut to
-    the first ``target_length`` frames or pad with 0 in the log domain; SpecAugment (training);
-    ``(x - mean) / (2 std)``; noise and a roll in time (training). With ``pad_normalised`` padding comes after
-    normalisation, so that it is exactly 0 (the released SUPERB path, which has ``centre=False`` as well).
+    In this order: subtract each clip's mean; change its loudness (training); mix waveforms and labels (training);
+    log-mel filter bank; cut to the first ``target_length`` frames or pad with 0 in the log domain; SpecAugment
+    (training); ``(x - mean) / (2 std)``; noise and a roll in time (training). With ``pad_normalised`` padding comes
+    after normalisation, so that it is exactly 0 (the released SUPERB path, which has ``centre=False`` as well).
 
     Clips shorter than one frame become padding only; silence lies at the logarithm's floor and is finite. Samples
     that are not finite stay so in the spectrogram, for the method to name the clip.
@@ -47,6 +48,7 @@ class AudioFeatures(nn.Module):
         std: of the same.
         centre: subtract each clip's mean first.
         pad_normalised: pad after normalisation, as above.
+        loudness: alpha of the factor that training clips are multiplied by, Beta(alpha, alpha) + 0.5; 0: none.
         mixup: probability that a training clip is mixed with another clip *of its batch* (as released: of the
             whole training set, which a device batch does not hold).
         mixup_alpha: shares are Beta(alpha, alpha).
@@ -72,6 +74,7 @@ class AudioFeatures(nn.Module):
         std: float = STATISTICS["audioset"][1],
         centre: bool = True,
         pad_normalised: bool = False,
+        loudness: float = 0.0,
         mixup: float = 0.0,
         mixup_alpha: float = 10.0,
         num_classes: int | None = None,
@@ -102,6 +105,7 @@ class AudioFeatures(nn.Module):
         }
         self.target_length, self.mean, self.std = target_length, mean, std
         self.centre, self.pad_normalised = centre, pad_normalised
+        self.loudness = loudness
         self.mixup, self.mixup_alpha, self.num_classes = mixup, mixup_alpha, num_classes
         self.freq_mask, self.time_mask, self.noise, self.roll = freq_mask, time_mask, noise, roll
 
@@ -145,6 +149,8 @@ class AudioFeatures(nn.Module):
         made: dict[str, Any] = {}
         if self.centre:
             waveform = centred(waveform, length)
+        if training and self.loudness:
+            waveform = louder(waveform, self.loudness)
         if training and self.mixup:
             partner, share = draw_mixup(len(waveform), self.mixup, self.mixup_alpha, waveform.device)
             waveform = mixup(waveform, length, partner, share)

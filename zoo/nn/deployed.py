@@ -132,3 +132,20 @@ class FusedTokens(nn.Module):
         """Videos ``[B, 3, T, H, W]`` in [0, 1] and spectrograms ``[B, T, mels]`` → ``[B, N, D]`` and ``[B, M, D]``."""
         tokens = self.backbone(video, spectrogram)
         return tokens.video, tokens.audio
+
+
+class OfVideoAndSound(nn.Module):
+    """What a network of videos and spectrograms gives, with names.
+
+    Args:
+        network: takes both.
+        outputs: names of what it returns.
+    """
+
+    def __init__(self, network: nn.Module, outputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.network, self.outputs = network, outputs
+
+    def forward(self, video: Tensor, spectrogram: Tensor) -> Any:
+        """See the class."""
+        return self.network(video, spectrogram)

@@ -79,8 +79,9 @@ class AudioVisualMethod(AudioMethod):
         return torch.cat((fused.video.mean(1), fused.audio.mean(1)), 1)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """Features ``[B * views, 2 D]`` of one batch."""
-        return {"features": self.features(*self.inputs(batch)), **named(batch)}
+        """Features ``[B, 2 D]`` of the clips of a batch, the mean over their views."""
+        features = self.features(*self.inputs(batch))
+        return {"features": features.unflatten(0, (len(batch["index"]), -1)).mean(1), **named(batch)}
 
     @torch.no_grad()
     def predict(self, clip: Mapping[str, Any], sample_rate: int = 16_000) -> Tensor:  # type: ignore[override]
