@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
+from torch import Tensor
 
 from callbacks import (
     BatchPreview,
@@ -27,8 +29,9 @@ from datamodules import StreetShift, StreetShiftSemi
 from tests import tiny
 from tests.toy import toy_trainer, weights
 from zoo import FST, FSTSemi, SelfTraining, SemiMeanTeacher, SourceOnly
+from zoo.methods.segmentation import semi_supervised
 from zoo.methods.segmentation.base import SegmentationMethod
-from zoo.nn import ohem_cross_entropy
+from zoo.nn import ohem_cross_entropy, prediction_entropy
 from zoo.optim import Optim
 
 SMALL: dict[str, Any] = {"backbone": "street_cnn", "optim": Optim(lr=1e-3, schedule="constant")}
@@ -276,3 +279,41 @@ def test_the_semi_supervised_auxiliary_loss_is_that_of_the_supervised_part() -> 
     torch.testing.assert_close(losses["auxiliary"], expected)
     with pytest.raises(ValueError, match="auxiliary_kwargs needs auxiliary_head"):
         SemiMeanTeacher(auxiliary_args={"source": 2}, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("released", "own_norm", "same"), [(True, False, False), (False, True, False), (False, False, True)]
+)
+def test_what_each_half_of_a_semi_supervised_batch_decides_by_itself(
+    released: bool, own_norm: bool, same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why two processes are not one: the percentile of the filter, and the norm of the teacher's second forward."""
+    method = seeded(lambda: SemiMeanTeacher(copy_epochs=0, **SMALL))
+    method.student.eval()
+    if not own_norm:
+        monkeypatch.setattr(method.teacher, "using", lambda mode: nullcontext(method.teacher))
+    if not released:
+        monkeypatch.setattr(semi_supervised, "entropy_filtered_cross_entropy", weighed_pixel_by_pixel)
+    image, label = torch.rand(4, 2, 3, 32, 64), torch.randint(19, (4, 2, 32, 64))
+    halves = [
+        {
+            "labelled": {"image": image[i], "label": label[i]},
+            "mixed": {"image": image[i + 2], "label": label[i + 2], "weight": torch.ones(2, 32, 64)},
+        }
+        for i in (0, 1)
+    ]
+    joint = {
+        part: {key: torch.cat([half[part][key] for half in halves]) for key in halves[0][part]}
+        for part in halves[0]
+    }
+    one, other, together = (
+        {name: term.item() for name, term in method.losses(batch).items()} for batch in (*halves, joint)
+    )
+    assert (one["supervised"] + other["supervised"]) / 2 == pytest.approx(together["supervised"], rel=1e-6)
+    mean = (one["unsupervised"] + other["unsupervised"]) / 2
+    assert (mean == pytest.approx(together["unsupervised"], rel=1e-6)) is same
+
+
+def weighed_pixel_by_pixel(logits: Tensor, judge: Tensor, label: Tensor, *_: Any) -> Tensor:
+    """A filter in which no pixel knows of the others."""
+    return (F.cross_entropy(logits, label, reduction="none") * prediction_entropy(judge)).mean()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import dis
+import errno
 import re
 from collections.abc import Iterable, Sequence
 from pkgutil import resolve_name
@@ -18,19 +19,21 @@ from zoo.config_files import UsageError
 from zoo.registry import suggest
 
 OUR_PACKAGES = {"zoo", "datamodules", "callbacks"}
+REFUSALS = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS}
+"""What a disk or folder answers that takes nothing more: no bug, whoever met it."""
 
 
 def plain_message(error: Exception) -> str | None:
     """The message of ``error`` if it was written for the user, so that a traceback would only hide it.
 
-    So is whatever a ``raise`` statement of our own raised, and Lightning's complaints about a setting. What
-    went wrong inside a statement, here or in a library, is a bug: ``None``.
+    So is whatever a ``raise`` statement of our own raised, Lightning's complaints about a setting, and a disk that
+    takes nothing more. What else went wrong inside a statement, here or in a library, is a bug: ``None``.
     """
     cause: BaseException = error
     while _raised_in(cause) == "jsonargparse" and cause.__cause__ is not None:
         cause = cause.__cause__  # a constructor's error, inside one about every alternative of a type
     about_settings = isinstance(cause, (MisconfigurationException, ValueError))
-    ours = _raised_in(cause) in OUR_PACKAGES
+    ours = _raised_in(cause) in OUR_PACKAGES or (isinstance(cause, OSError) and cause.errno in REFUSALS)
     return str(cause).strip() if ours or (about_settings and _raised_in(cause) == "lightning") else None
 
 
