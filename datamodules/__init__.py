@@ -23,12 +23,17 @@ if TYPE_CHECKING:
     from datamodules.dnd import DND
     from datamodules.embedded import StreetShift, StreetShiftSemi
     from datamodules.esc50 import ESC50
+    from datamodules.eye_lists import EyeImageLists, EyeVolumeLists
     from datamodules.eye_phantom import EyePhotographs, EyeScans
+    from datamodules.eyepacs import EyePACS
     from datamodules.fashion_mnist import FashionMNIST
     from datamodules.file_images import FileImageDataModule
     from datamodules.flare22 import FLARE22
     from datamodules.fsd50k import FSD50K
+    from datamodules.gamma import GAMMA, GAMMAScans
     from datamodules.gta5_cityscapes import GTA5Cityscapes
+    from datamodules.ichallenge_amd import IChallengeAMD
+    from datamodules.ichallenge_pm import IChallengePM
     from datamodules.iemocap import IEMOCAP
     from datamodules.imagenet import ImageNet, ImageNet100
     from datamodules.imagenette import Imagenette
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from datamodules.memory_images import MemoryImageDataModule
     from datamodules.msd import MSD
     from datamodules.msp_improv import MSPIMPROV
+    from datamodules.octa500 import OCTA500
     from datamodules.omni_volumes import OmniVolumes
     from datamodules.optdigits import Optdigits
     from datamodules.packaged_brains import PackagedBrains
@@ -76,11 +82,13 @@ __all__ = [
     "ESC50",
     "FLARE22",
     "FSD50K",
+    "GAMMA",
     "IEMOCAP",
     "LUNA16",
     "MAFW",
     "MSD",
     "MSPIMPROV",
+    "OCTA500",
     "RAVDESS",
     "SIDD",
     "STL10",
@@ -95,11 +103,17 @@ __all__ = [
     "CityscapesSemi",
     "DecathlonVolumes",
     "DenoisingDataModule",
+    "EyeImageLists",
+    "EyePACS",
     "EyePhotographs",
     "EyeScans",
+    "EyeVolumeLists",
     "FashionMNIST",
     "FileImageDataModule",
+    "GAMMAScans",
     "GTA5Cityscapes",
+    "IChallengeAMD",
+    "IChallengePM",
     "ImageDataModule",
     "ImageNet",
     "ImageNet100",
@@ -154,13 +168,20 @@ _MODULES = {
     "DecathlonVolumes": "decathlon",
     "DenoisingDataModule": "denoising",
     "ESC50": "esc50",
-    "FLARE22": "flare22",
-    "FSD50K": "fsd50k",
+    "EyeImageLists": "eye_lists",
+    "EyePACS": "eyepacs",
     "EyePhotographs": "eye_phantom",
     "EyeScans": "eye_phantom",
+    "EyeVolumeLists": "eye_lists",
+    "FLARE22": "flare22",
+    "FSD50K": "fsd50k",
     "FashionMNIST": "fashion_mnist",
     "FileImageDataModule": "file_images",
+    "GAMMA": "gamma",
+    "GAMMAScans": "gamma",
     "GTA5Cityscapes": "gta5_cityscapes",
+    "IChallengeAMD": "ichallenge_amd",
+    "IChallengePM": "ichallenge_pm",
     "IEMOCAP": "iemocap",
     "ImageDataModule": "images",
     "ImageNet": "imagenet",
@@ -173,6 +194,7 @@ _MODULES = {
     "MSD": "msd",
     "MSPIMPROV": "msp_improv",
     "MemoryImageDataModule": "memory_images",
+    "OCTA500": "octa500",
     "OmniVolumes": "omni_volumes",
     "Optdigits": "optdigits",
     "PackagedBrains": "packaged_brains",

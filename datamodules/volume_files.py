@@ -12,6 +12,7 @@ import numpy as np
 
 from datamodules.metaimage import read_metaimage
 from datamodules.readers import BrokenImageError
+from datamodules.slice_folders import read_slices
 from zoo.extras import require
 
 MissingAffine = Literal["error", "spacing"]
@@ -156,10 +157,10 @@ def _nibabel() -> Any:
 
 
 def _read(path: Path, dtype: type, missing_affine: MissingAffine) -> tuple[np.ndarray, np.ndarray]:
-    """Array and affine of a file."""
-    if path.suffix in (".mhd", ".mha"):
+    """Array and affine of a file, or of a folder of slices."""
+    if path.suffix in (".mhd", ".mha") or path.is_dir():
         try:
-            array, affine = read_metaimage(path)
+            array, affine = read_slices(path) if path.is_dir() else read_metaimage(path)
         except FileNotFoundError:
             raise
         except (OSError, ValueError, zlib.error) as error:

@@ -119,7 +119,7 @@ def report_pairs(
         wanted = [
             path for pair in pairs for path in (pair.image, pair.label if labelled[name] else None) if path
         ]
-        absent = [path for path in wanted if not path.is_file()]
+        absent = [path for path in wanted if not path.exists()]
         if absent:
             shown = ", ".join(str(path) for path in absent[:3])
             wrong.append(f"{len(absent)} of {len(wanted)} files are missing: {shown}")

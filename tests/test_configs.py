@@ -36,6 +36,8 @@ _FILES = {
 CONFIGS = sorted(_FILES)
 #: Benchmarks that differ in names and numbers alone → the one that stands for them.
 ALIKE = dict.fromkeys(("AudioVisualLists", "MAFW", "MSPIMPROV", "RAVDESS"), "CREMAD")
+ALIKE |= dict.fromkeys(("EyePACS", "GAMMA", "IChallengeAMD", "IChallengePM"), "EyePhotographs")
+ALIKE |= dict.fromkeys(("GAMMAScans", "OCTA500"), "EyeScans")
 
 
 def kind_of(path: Path) -> str:
@@ -139,6 +141,13 @@ MINIATURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "EyePhotographs": tiny_eyes.photographs,
     "EyeScans": tiny_eyes.scans,
     "TakingTurns": tiny_eyes.taking_turns,
+    "uni4eye/lists": tiny_eyes.lists,
+    "EyePACS": tiny_eyes.images_of(tiny_eyes.eyepacs_tree),
+    "IChallengeAMD": tiny_eyes.images_of(tiny_eyes.amd_tree),
+    "IChallengePM": tiny_eyes.images_of(tiny_eyes.pm_tree),
+    "GAMMA": tiny_eyes.images_of(tiny_eyes.gamma_tree),
+    "GAMMAScans": tiny_eyes.volumes_of(tiny_eyes.gamma_tree),
+    "OCTA500": tiny_eyes.volumes_of(tiny_eyes.octa500_tree),
     "TorsoPhantom": tiny_volumes.torso,
     "TorsoScanners": tiny_volumes.torso,
 }
@@ -176,6 +185,8 @@ def miniature(config: str, folder: Path) -> list[str]:
         options += tiny_images.small_family(model["backbone"])
     if content["model"]["class_path"] == "CBSN":
         options += tiny_denoising.SMALL_NETWORK
+    if model.get("backbone") == "unified_vit_large":
+        options += tiny_eyes.small_network(model)
     if model.get("backbone") == "swin_unetr_b":
         options += tiny_volumes.small_network(model)
     return options
