@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import lightning as L
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from PIL import Image
+from scipy.io import loadmat
 
+from callbacks import WriteImages
+from datamodules import DND, SIDD, PackagedPhotographs
+from tests import tiny_denoising
 from zoo.methods.image.cbsn import CBSN
 from zoo.nn.blind_spot import MaskedConv2d, draw_cells, image_statistics, reflect_pad, subsample
 from zoo.optim import Optim
@@ -146,3 +155,78 @@ def test_predict_refuses_nan() -> None:
     image[0, 3, 3] = torch.nan
     with pytest.raises(ValueError, match="image holds floats from nan to nan"):
         cbsn().predict(image)
+
+
+# -- evaluation and files --------------------------------------------------------------------------------
+
+
+def quiet_trainer(folder: Path | None = None) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, max_steps=1,
+        default_root_dir=folder, enable_checkpointing=False,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def test_whole_images_are_normalised_padded_and_put_back() -> None:
+    image = torch.rand(1, 3, 40, 50) * 0.4 + 0.2
+    method = cbsn()
+    mean, std = image.mean((2, 3), keepdim=True), image.std((2, 3), keepdim=True, correction=0)
+    padded = torch.nn.functional.pad((image - mean) / std, (32, 32, 32, 32), mode="reflect")
+    wanted = (method.student(padded)[..., 32:72, 32:82] * std + mean).clamp(0, 1)
+    torch.testing.assert_close(method(image), wanted)
+    blind = (method.student(padded, blind=True)[..., 32:72, 32:82] * std + mean).clamp(0, 1)
+    alone = cbsn(blind_only=True)
+    torch.testing.assert_close(alone(image), blind)
+
+
+def test_scores_are_means_over_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that answers with the noisy image: both ratios are the input's, up to rounding to 8 bits."""
+    monkeypatch.setattr(CBSN, "forward", lambda self, image: image)
+    settings = {**tiny_denoising.MINI, "eval_batch_size": 3, "root": str(tiny_denoising.sidd_tree(tmp_path))}
+    data = SIDD(**settings)
+    (found,) = quiet_trainer().validate(cbsn(), datamodule=data, verbose=False)
+    val = data.datasets["val"]
+    errors = [(val[n]["image"].double() - val[n]["clean"]).square().mean() / 255**2 for n in range(4)]
+    wanted = torch.stack(errors).log10().mul(-10).mean().item()
+    assert found["val/psnr"] == pytest.approx(wanted, rel=1e-5)
+    assert found["val/noisy_psnr"] == pytest.approx(wanted, rel=1e-5)
+    assert 0 < found["val/ssim"] < 1
+    (tested,) = quiet_trainer().test(cbsn(), datamodule=data, verbose=False)
+    assert tested["test/psnr"] == found["val/psnr"]
+
+
+def test_without_clean_images_the_blind_loss_is_watched(tmp_path: Path) -> None:
+    data = DND(**tiny_denoising.MINI, root=str(tiny_denoising.dnd_tree(tmp_path)))
+    (found,) = quiet_trainer().validate(cbsn(), datamodule=data, verbose=False)
+    assert set(found) == {"val/blind"}
+    assert found["val/blind"] > 0
+
+
+def test_crops_must_have_whole_phases_and_cells(tmp_path: Path) -> None:
+    for crop, options in ((24, {}), (25, {}), (22, {"blind_only": True})):
+        with pytest.raises(MisconfigurationException, match=f"data.crop={crop} must be a multiple"):
+            quiet_trainer().fit(cbsn(**options), datamodule=PackagedPhotographs(crop=crop, num_crops=8))
+
+
+def test_files_of_denoised_images(tmp_path: Path) -> None:
+    data = DND(**tiny_denoising.MINI, root=str(tiny_denoising.dnd_tree(tmp_path)))
+    for form in ("png", "mat"):
+        trainer, method = quiet_trainer(tmp_path / form), cbsn()
+        trainer.callbacks.append(WriteImages(form))  # type: ignore[attr-defined, arg-type]
+        answers: Any = trainer.predict(method, datamodule=data)
+        files = sorted((tmp_path / form / "predictions").iterdir())
+        assert [file.name for file in files] == [f"000{i}_0{k}.{form}" for i in (1, 2, 3) for k in (1, 2)]
+        image = answers[1]["image"][0].permute(1, 2, 0)
+        if form == "png":
+            assert np.array_equal(np.array(Image.open(files[1])), (255 * image).byte().numpy())
+        else:
+            np.testing.assert_array_equal(loadmat(files[1])["Idenoised_crop"], image.numpy())
+    with pytest.raises(MisconfigurationException, match="expected png or mat"):
+        WriteImages("jpg")  # type: ignore[arg-type]
+    writer = WriteImages(folder=str(tmp_path / "twice"))
+    output = {"image": torch.rand(2, 3, 4, 4), "index": torch.tensor([0, 1]), "name": ["a", "a"]}
+    with pytest.raises(MisconfigurationException, match=r"two images are called a\.png"):
+        writer.on_predict_batch_end(quiet_trainer(), cbsn(), output, {}, 0)
+    with pytest.raises(MisconfigurationException, match="must return a dict with 'image'"):
+        writer.on_predict_batch_end(quiet_trainer(), cbsn(), torch.rand(1), {}, 0)
