@@ -65,6 +65,9 @@ class ConditionalBlindSpot(nn.Module):
         ValueError: a number out of range.
     """
 
+    #: ``forward_features`` takes ``blind``.
+    has_blind_mode = True
+
     def __init__(self, in_chans: int = 3, width: int = 128, modules: int = 9) -> None:
         super().__init__()
         if min(in_chans, width) < 1 or modules < 0:

@@ -41,7 +41,7 @@ class CBSN(Method):
     last one counts.
 
     Args:
-        backbone: a backbone with a blind mode: ``blind_spot``.
+        backbone: a backbone with a blind mode (``has_blind_mode``): ``blind_spot``.
         backbone_args: its further arguments, ``width`` and ``modules``.
         pretrained: weights to start from; ``False``: none, as published.
         blind_stride: distance of the pixels that the blind mode sees in training; 1 is a plain blind spot, right for
@@ -82,7 +82,7 @@ class CBSN(Method):
             if value < least:
                 raise ValueError(f"{argument} must be at least {least}, got {value}")
         network = create_backbone(backbone, pretrained, **(backbone_args or {}))
-        if not hasattr(network, "branch1"):
+        if not getattr(network, "has_blind_mode", False):
             raise ValueError(f"backbone={backbone!r} has no blind mode: take blind_spot")
         self.student = BlindSpotNetwork(network)
         self.blind_stride, self.subsample_stride = blind_stride, subsample_stride
