@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -11,8 +12,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from datamodules import Optdigits
-from tests.toy import toy_trainer
+from tests.toy import toy_trainer, weights
 from zoo import POA
+from zoo.checkpoints.files import CheckpointError
 from zoo.nn import MultiCrop
 from zoo.nn.early_backward import early_backward
 from zoo.nn.elastic import Size
@@ -164,6 +166,20 @@ def test_bad_runs() -> None:
     method.configure_callbacks()
     with pytest.raises(MisconfigurationException, match="does not know the loss scale"):
         method.setup("fit")
+
+
+def test_a_checkpoint_of_another_width_is_refused(tmp_path: Path) -> None:
+    source = str(tmp_path / "run.ckpt")
+    fit(poa(), steps=1).save_checkpoint(source)
+    for widths in ([16, 48], [16]):
+        other = poa(backbone_args={**NETWORK["backbone_args"], "widths": widths}, init_from=source)
+        before = weights(other)
+        with pytest.raises(
+            CheckpointError,
+            match=rf"nothing was loaded.*cls_token is \[1, 1, 32\] there and \[1, 1, {widths[-1]}\] here.*Take the",
+        ):
+            fit(other, steps=1)
+        assert all(map(torch.equal, before, weights(other)))
 
 
 def test_nan_in_a_view_is_named() -> None:
