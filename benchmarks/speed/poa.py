@@ -3,7 +3,7 @@
 * floor: whole steps in a Trainer, over the sum of their parts (forwards, backwards, losses, optimiser, teacher), each
   timed alone on a second network at the same sizes and masks;
 * arithmetic: floating-point operations of a POA step over those of a DINOv2 step of the intact backbone, counted for
-  every size and averaged as sizes are drawn;
+  every size and averaged as sizes are drawn: whole steps, and backbones without heads;
 * measured: the same ratio in time, steps of both in turns, beside the arithmetic of the very sizes that were drawn;
 * memory: most of it during a step, with one backward for both students and with two.
 
@@ -73,6 +73,32 @@ class Arithmetic:
         """Mean over the cycle of sizes that training draws from."""
         return statistics.mean(map(self.ratio, self.poa.cycle.deck))
 
+    def backbones(self, whole: float) -> float:
+        """The mean ratio ``whole`` without the heads, whose cost depends on nothing but the width."""
+        deck = self.poa.cycle.deck
+        by_width = {size.width: self.heads(self.poa, size) for size in deck}
+        heads = statistics.mean(by_width[size.width] for size in deck)
+        return (whole * self.base - heads) / (self.base - self.heads(self.dinov2))
+
+    def heads(self, method: SelfDistillation, elastic: Size | None = None) -> int:
+        """Operations of the heads in a step: the teacher's forward, each student's forward and backward."""
+        backbone, views = self.poa.student.backbone, self.batch["views"]
+        masked, rows = len(self.batch["masks"].weight), len(views["global"])
+        narrow = backbone.family != "resnet" and elastic is not None  # its last maps are never elastic
+        widths = [backbone.embed_dim]
+        if elastic is not None:
+            widths.append(int(backbone.embed_dim / backbone.alpha(elastic)) if narrow else backbone.embed_dim)
+        with FlopCounterMode(display=False) as counter:
+            with torch.no_grad():
+                method.student.head(torch.empty(rows + masked, widths[0], device="meta"))
+            for width in widths:
+                tokens = torch.empty(
+                    rows + len(views["local"]) + masked, width, device="meta", requires_grad=True
+                )
+                logits = method.student.head(tokens)
+                torch.cat([logits] if isinstance(logits, torch.Tensor) else logits, 1).sum().backward()
+        return counter.get_total_flops()
+
 
 def _stages(depth: int | tuple[int, ...]) -> tuple[int, ...]:
     return (depth,) if isinstance(depth, int) else tuple(depth)
@@ -129,8 +155,10 @@ def main() -> None:
     options = {key: getattr(arguments, key) for key in ("family", "scale", "batch", "device", "precision")}
     arithmetic = Arithmetic(options)
     record: dict[str, Any] = {**options, "arithmetic": arithmetic.expected()}
+    record["arithmetic of the backbones"] = arithmetic.backbones(record["arithmetic"])
     print(
-        f"arithmetic: {record['arithmetic']:.3f} x DINOv2 over the cycle of {len(arithmetic.poa.cycle.deck)} sizes"
+        f"arithmetic: {record['arithmetic']:.3f} x DINOv2 over the cycle of {len(arithmetic.poa.cycle.deck)} sizes, "
+        f"{record['arithmetic of the backbones']:.3f} without heads"
     )
     if not arguments.arithmetic:
         record |= measure(options, arithmetic, arguments.rounds, arguments.steps)
