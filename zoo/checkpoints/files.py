@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import mmap
 import pathlib
 import pickletools
 import re
@@ -15,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -214,15 +215,15 @@ def is_zip(path: str | Path) -> bool:
         return False
 
 
-def _pickles(path: Path) -> Iterator[BinaryIO]:
-    """The pickles of a file: of an archive one or more, of the older format four in a row."""
+def _pickles(path: Path) -> Iterator[Any]:
+    """The pickles of a file, as streams: of an archive one or more, of the older format four in a row."""
     if is_zip(path):
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 if entry.filename.endswith(".pkl") and entry.file_size <= LARGEST_PICKLE:
                     with contextlib.suppress(*DAMAGED_ZIP):
                         yield io.BytesIO(archive.read(entry))
-    else:
-        with path.open("rb") as file:
+    elif path.stat().st_size:  # mapped: what a damaged file claims to be longer than it is takes no memory
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
             for _ in range(4):
-                yield file
+                yield stream
