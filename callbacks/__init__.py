@@ -12,6 +12,7 @@ from callbacks.interrupts import Interrupts
 from callbacks.mesa import Mesa
 from callbacks.monitor import Monitor, NoMonitors
 from callbacks.online_probe import OnlineLinearProbe
+from callbacks.participant_probe import ParticipantProbe
 from callbacks.plateau import ReduceOnPlateau
 from callbacks.probes import KNNProbe, LinearProbe
 from callbacks.progress import RunProgress
@@ -53,6 +54,7 @@ __all__ = [
     "NoMonitors",
     "NonFinite",
     "OnlineLinearProbe",
+    "ParticipantProbe",
     "PositionPanel",
     "PredictionPanel",
     "PseudoLabelMonitor",

@@ -56,10 +56,10 @@ class CollapseMonitor(Monitor):
     """Watches during training whether features collapse, and says so in plain words.
 
     On steps that the logger writes, but once in ``every_n_steps`` at most: an extra forward, in evaluation mode, of
-    what ``method.features`` takes of the batch (images, or the first global view of each; spectrograms; crops of
-    volumes), of all ranks. Logged as ``train/feature_spread`` (0: all samples look alike, 1: as different as random
-    directions) and ``train/feature_rank`` (directions the features vary along, as a share of those possible). Warns
-    when either falls below its limit, and again only after it has recovered.
+    what ``method.features`` takes of the batch (images, or the first global view of each; spectrograms; signals;
+    crops of volumes), of all ranks. Logged as ``train/feature_spread`` (0: all samples look alike, 1: as different as
+    random directions) and ``train/feature_rank`` (directions the features vary along, as a share of those possible).
+    Warns when either falls below its limit, and again only after it has recovered.
 
     Args:
         every_n_steps: how often to look at most.
@@ -133,7 +133,8 @@ class CollapseMonitor(Monitor):
 
 
 def samples_of(batch: Batch) -> Tensor:
-    """What ``method.features`` takes: images, or the first global views; spectrograms; crops of volumes, or volumes.
+    """What ``method.features`` takes: images, or the first global views; spectrograms; first
+    segments of pairs; crops of volumes, or volumes.
 
     Raises:
         MisconfigurationException: the batch holds none of them.
@@ -145,11 +146,13 @@ def samples_of(batch: Batch) -> Tensor:
         return part["views"]["global"].chunk(2)[0]
     if "spectrogram" in part:
         return part["spectrogram"]
+    if "pair" in part:
+        return part["pair"][:, 0]
     if "crops" in part:
         return part["crops"].flatten(0, 1)
     if "volume" in part:
         return part["volume"]
     raise MisconfigurationException(
-        "CollapseMonitor looks at images, views, spectrograms, volumes or their crops, and training batches hold "
-        f"{sorted(batch)}: leave it out with callbacks.NoMonitors"
+        "CollapseMonitor looks at images, views, spectrograms, pairs, volumes or their crops, and training "
+        f"batches hold {sorted(batch)}: leave it out with callbacks.NoMonitors"
     )

@@ -67,7 +67,7 @@ def preview(batch: Batch, datamodule: Any = None, count: int = 4) -> Image.Image
     kinds: dict[str, Callable[[Batch, Any, int], Image.Image]] = {
         "views": _views, "mixed": _domains, "source": _domains, "labelled": _domains,
         "target": _domains, "unlabelled": _domains, "video": _videos, "spectrogram": _spectrograms,
-        "waveform": _waveforms, "crops": _crops, "volume": _volumes, "image": _images,
+        "waveform": _waveforms, "pair": _pairs, "signal": _signals, "crops": _crops, "volume": _volumes, "image": _images,
     }  # fmt: skip
     for key, draw in kinds.items():
         if key in batch:
@@ -160,17 +160,46 @@ def _videos(batch: Batch, datamodule: Any, count: int, frames: int = 6) -> Image
     return sheet(rows, (), f"Videos of a batch {list(batch['video'].shape[2:])}, first view", side=96)
 
 
-def _waveforms(batch: Batch, datamodule: Any, count: int, width: int = 512, height: int = 96) -> Image.Image:
-    """Audio without features: least and largest sample of every column."""
+def _waveforms(batch: Batch, datamodule: Any, count: int) -> Image.Image:
+    """Audio without features."""
     captions = _class_names(batch.get("label"), datamodule)
-    rows = []
-    for i, wave in enumerate(batch["waveform"][:count].float().cpu()):
-        pieces = torch.nn.functional.pad(wave, (0, -len(wave) % width)).view(width, -1)
-        level = torch.linspace(1, -1, height)[:, None]
-        step = 2 / height
-        filled = (level <= pieces.amax(1) + step) & (level >= pieces.amin(1) - step)
-        rows.append([Cell(image_pixels(1 - 0.75 * filled.float()[None]), captions[i] if captions else "")])
+    waves = batch["waveform"][:count].float().cpu()
+    rows = [[Cell(_curve(wave), captions[i] if captions else "")] for i, wave in enumerate(waves)]
     return sheet(rows, (), "Waveforms of a batch, -1 to 1")
+
+
+def _pairs(batch: Batch, datamodule: Any, count: int) -> Image.Image:
+    """Biosignals in training: a row per participant, two segments side by side, channels below one another."""
+    rows = [[Cell(_channels(view, 320)) for view in pair] for pair in batch["pair"][:count].float().cpu()]
+    channels, length = batch["pair"].shape[2:]
+    return sheet(rows, ("first", "second"), f"Pairs of a batch: {channels} channels, {length} samples")
+
+
+def _signals(batch: Batch, datamodule: Any, count: int) -> Image.Image:
+    """Biosignals in evaluation: a row per segment, channels below one another."""
+    rows = [[Cell(_channels(signal, 512))] for signal in batch["signal"][:count].float().cpu()]
+    channels, length = batch["signal"].shape[1:]
+    return sheet(rows, (), f"Segments of a batch: {channels} channels, {length} samples")
+
+
+def _channels(signal: Tensor, width: int) -> Any:
+    """Channels ``[C, T]`` below one another, each from its least to its largest sample."""
+    middle = (signal.amax(1, keepdim=True) + signal.amin(1, keepdim=True)) / 2
+    reach = (signal - middle).abs().amax(1, keepdim=True).clamp(min=1e-12)
+    curves = [_curve(channel, width, 48) for channel in (signal - middle) / reach]
+    return np.concatenate(curves)
+
+
+def _curve(wave: Tensor, width: int = 512, height: int = 96) -> Any:
+    """Pixels of a curve ``[T]`` within [-1, 1]: from the least to the largest sample of every column."""
+    width = min(width, len(wave))
+    pieces = torch.nn.functional.pad(wave[None, None], (0, -len(wave) % width), mode="replicate").view(
+        width, -1
+    )
+    level = torch.linspace(1, -1, height)[:, None]
+    step = 2 / height
+    filled = (level <= pieces.amax(1) + step) & (level >= pieces.amin(1) - step)
+    return image_pixels(1 - 0.75 * filled.float()[None])
 
 
 def _crops(batch: Batch, datamodule: Any, count: int) -> Image.Image:

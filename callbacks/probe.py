@@ -143,7 +143,7 @@ class _Shared:
     """What was computed for one probe and serves the others."""
 
     def __init__(self) -> None:
-        self.image: Tensor | None = None
+        self.image: Tensor | None = None  # or signals, spectrograms: what the method takes
         self.of_image: dict[bool, Kinds] = {}
         self.banks: dict[bool, Bank] = {}
 
@@ -183,13 +183,16 @@ def features_of(method: Method, image: Tensor, several: bool = False) -> Kinds:
 
 
 def batch_features(method: Method, batch: Batch, several: bool = False) -> Kinds:
-    """:func:`features_of` an evaluation batch; a second probe that asks gets what the first had computed."""
+    """:func:`features_of` an evaluation batch; a second probe that asks gets what the first had computed.
+
+    What the network sees is the batch's ``method.input_name``: images, signals, ...
+    """
     several = several and hasattr(method, "probe_features")
-    shared = _shared.setdefault(method, _Shared())
-    if shared.image is not batch["image"]:
-        shared.image, shared.of_image = batch["image"], {}
+    shared, inputs = _shared.setdefault(method, _Shared()), batch[method.input_name]
+    if shared.image is not inputs:
+        shared.image, shared.of_image = inputs, {}
     if several not in shared.of_image:
-        shared.of_image[several] = features_of(method, batch["image"], several)
+        shared.of_image[several] = features_of(method, inputs, several)
     return shared.of_image[several]
 
 

@@ -51,11 +51,15 @@ if TYPE_CHECKING:
     from datamodules.packaged_brains import PackagedBrains
     from datamodules.packaged_photographs import PackagedPhotographs
     from datamodules.prect import PreCT
+    from datamodules.ptbxl import PTBXL
+    from datamodules.pulse_people import PulsePeople
     from datamodules.racetracks import RaceTracks
     from datamodules.ravdess import RAVDESS
     from datamodules.segmentation import UDASegmentation
     from datamodules.semi_segmentation import SemiSegmentation
     from datamodules.sidd import SIDD
+    from datamodules.signal_folders import SignalFolders
+    from datamodules.signals import SignalDataModule
     from datamodules.speech_commands import SpeechCommandsV1, SpeechCommandsV2
     from datamodules.spoken_keywords import SpokenKeywords
     from datamodules.stl10 import STL10
@@ -91,6 +95,7 @@ __all__ = [
     "OCTA500",
     "RAVDESS",
     "SIDD",
+    "PTBXL",
     "STL10",
     "AudioDataModule",
     "AudioSet",
@@ -126,9 +131,12 @@ __all__ = [
     "PackagedBrains",
     "PackagedPhotographs",
     "PreCT",
+    "PulsePeople",
     "RaceTracks",
     "SYNTHIACityscapes",
     "SemiSegmentation",
+    "SignalDataModule",
+    "SignalFolders",
     "SpeechCommandsV1",
     "SpeechCommandsV2",
     "SpokenKeywords",
@@ -197,15 +205,19 @@ _MODULES = {
     "OCTA500": "octa500",
     "OmniVolumes": "omni_volumes",
     "Optdigits": "optdigits",
+    "PTBXL": "ptbxl",
     "PackagedBrains": "packaged_brains",
     "PackagedPhotographs": "packaged_photographs",
     "PreCT": "prect",
     "RAVDESS": "ravdess",
+    "PulsePeople": "pulse_people",
     "RaceTracks": "racetracks",
     "SIDD": "sidd",
     "STL10": "stl10",
     "SYNTHIACityscapes": "synthia_cityscapes",
     "SemiSegmentation": "semi_segmentation",
+    "SignalDataModule": "signals",
+    "SignalFolders": "signal_folders",
     "SpeechCommandsV1": "speech_commands",
     "SpeechCommandsV2": "speech_commands",
     "SpokenKeywords": "spoken_keywords",

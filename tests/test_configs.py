@@ -17,6 +17,7 @@ from tests import (
     tiny_denoising,
     tiny_eyes,
     tiny_images,
+    tiny_signals,
     tiny_streets,
     tiny_tracks,
     tiny_videos,
@@ -150,6 +151,10 @@ MINIATURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "OCTA500": tiny_eyes.volumes_of(tiny_eyes.octa500_tree),
     "TorsoPhantom": tiny_volumes.torso,
     "TorsoScanners": tiny_volumes.torso,
+    "PulsePeople": tiny_signals.pulse_people,
+    "SignalFolders": tiny_signals.signal_folders,
+    "wearable_biosignals/ecg": tiny_signals.ecg_folders,
+    "PTBXL": tiny_signals.ptbxl,
 }
 
 
@@ -187,6 +192,8 @@ def miniature(config: str, folder: Path) -> list[str]:
         options += tiny_denoising.SMALL_NETWORK
     if model.get("backbone") == "unified_vit_large":
         options += tiny_eyes.small_network(model)
+    if content["model"]["class_path"] == "WearableContrast":
+        options += tiny_signals.SMALL
     if model.get("backbone") == "swin_unetr_b":
         options += tiny_volumes.small_network(model)
     return options

@@ -29,6 +29,7 @@ PER_RANK = {
     "voco_omni",
     "w2v_bert",
     "hicmae",
+    "wearable_biosignals",
 }
 #: Their validation draws crops or masks on each rank.
 DRAWN_VALIDATION = {"voco", "voco_cvpr", "voco_omni", "ssast", "w2v_bert", "uni4eye", "hicmae"}

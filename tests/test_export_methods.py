@@ -32,7 +32,7 @@ NOT_IN_TIMM = {
     "cbsn",
     *("voco", "voco_cvpr", "voco_omni", "volume_classifier", "volume_segmenter", "w2v_bert"),
     *("uni4eye", "eye_classifier"),
-    *("hicmae", "hicmae_classifier"),
+    *("hicmae", "hicmae_classifier", "wearable_biosignals"),
 }
 
 

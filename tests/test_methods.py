@@ -39,6 +39,8 @@ def one_example(method: Any) -> tuple[Any, tuple[int, ...] | None]:
             return torch.rand(3, 16, 16), None
         case "image", _:
             return torch.rand(3, 16, 16), (method.student.backbone.embed_dim,)
+        case "signal", _:
+            return torch.randn(2, 64), (method.student.backbone.embed_dim,)
         case "audio", _:
             return torch.randn(16_000) / 10, None
         case "audio-visual", _:

@@ -23,6 +23,7 @@ FORMAT = 1
 INPUTS = {
     "image": "RGB images [B, 3, H, W], float in [0, 1]",
     "spectrogram": "log-mel spectrograms [B, T, mels] of the feature pipeline",
+    "signal": "signals [B, C, T] as recorded; each segment is standardised by the network",
     "volume": "volumes [B, C, X, Y, Z], float in [0, 1], prepared as the benchmark's",
     "video": "RGB videos [B, 3, T, H, W], float in [0, 1]",
 }

@@ -11,6 +11,7 @@ from zoo.registry import method_card
 _TAGS = {
     "image": "image-feature-extraction",
     "spectrogram": "audio-classification",
+    "signal": "feature-extraction",
     "volume": "image-segmentation",
     "video": "video-classification",
 }
