@@ -24,11 +24,12 @@ Embedded = dict[str, Tensor]
 class ParticipantProbe(Probe):
     """Probes of people, on embeddings of segments (Abbaspourazad et al., ICLR 2024).
 
-    * ``val/<trait>_auc`` (percent; of traits that are 0 or 1) or ``val/<trait>_mae`` (in the trait's unit): embeddings
-      averaged over a person's segments; a ridge probe fitted to the labelled training people, the traits of the
-      evaluated ones predicted. No person is in both.
+    * ``val/<trait>_auc`` (percent; of traits that are 0 or 1, if both occur) or ``val/<trait>_mae`` (in the trait's
+      unit): embeddings averaged over a person's segments; a ridge probe fitted to the labelled training people, the
+      traits of the evaluated ones predicted. No person is in both.
     * ``val/retrieval``: percent of segments whose nearest other segment (cosine) is of the same person.
-    * ``val/dispersion``: mean cosine distance of segments of one person over that of different people; small is good.
+    * ``val/dispersion``: mean cosine distance of segments of one person over that of different people; small is good,
+      and 1 where all embeddings are the same.
 
     Args:
         alphas: penalties of the ridge probe, chosen by leaving out each training person in turn.
@@ -79,7 +80,8 @@ class ParticipantProbe(Probe):
             target, wanted = labels[fits, number], truth[counts, number]
             prediction = ridge_probe(bank[fits], target, people[counts], self.alphas).prediction
             if bool(((target == 0) | (target == 1)).all()):
-                measured[f"{name}_auc"] = 100.0 * binary_auroc(prediction.sigmoid(), wanted.long())
+                if wanted.unique().numel() == 2:
+                    measured[f"{name}_auc"] = 100.0 * binary_auroc(prediction.sigmoid(), wanted.long())
             else:
                 measured[f"{name}_mae"] = (prediction - wanted).abs().mean()
         return measured
@@ -99,9 +101,10 @@ def same_person(features: Tensor, participant: Tensor, limit: int = 4096) -> dic
     nearest = similarity.masked_fill(~other, -2.0).argmax(1)
     queries = (same & other).any(1)
     distance = 1.0 - similarity
+    apart = distance[~same].mean()
     return {
         "retrieval": 100.0 * (who[nearest] == who)[queries].float().mean(),
-        "dispersion": distance[same & other].mean() / distance[~same].mean(),
+        "dispersion": torch.where(apart > 0, distance[same & other].mean() / apart, 1.0),
     }
 
 

@@ -21,7 +21,7 @@ FIRST_SEED = {"train": 0, "val": 100_000, "test": 200_000}
 
 
 class PulsePeople(SignalFolders):
-    """People whose arteries are more or less stiff, eight seconds of pulse at a time, read like any other folder.
+    """People whose arteries are more or less stiff, four seconds of pulse at a time, read like any other folder.
 
     Settings are to be chosen on ``val``; ``test`` is another range of seeds, for reporting. Rendered once into
     ``$SELFZOO_CACHE`` or ``~/.cache/selfzoo``; see :mod:`datamodules.pulses`. Traits: ``stiffness`` in [0, 1], ``high``
@@ -48,13 +48,13 @@ class PulsePeople(SignalFolders):
 
     def __init__(
         self,
-        num_train: int = 128,
-        num_val: int = 48,
+        num_train: int = 96,
+        num_val: int = 32,
         num_test: int = 96,
-        segments: int = 8,
-        length: int = 512,
+        segments: int = 6,
+        length: int = 256,
         root: str | None = None,
-        batch_size: int = 64,
+        batch_size: int = 48,
         eval_batch_size: int = 128,
         traits: tuple[str, ...] = Person._fields,
         **common: Any,

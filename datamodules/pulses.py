@@ -39,8 +39,8 @@ def render(seed: int, segments: int, samples: int) -> tuple[Person, np.ndarray]:
     person = Person(stiffness, float(stiffness > 0.5), rng.uniform(55, 90))
     shape = {
         "width": rng.uniform(0.07, 0.11),
-        "delay": 0.40 - 0.16 * stiffness + rng.normal(0, 0.015),
-        "reflected": 0.30 + 0.45 * stiffness + rng.normal(0, 0.04),
+        "delay": 0.40 - 0.16 * stiffness + rng.normal(0, 0.01),
+        "reflected": 0.30 + 0.45 * stiffness + rng.normal(0, 0.03),
         "wide": rng.uniform(0.10, 0.14),
     }
     return person, np.stack([_segment(rng, person, shape, samples) for _ in range(segments)])
@@ -49,7 +49,7 @@ def render(seed: int, segments: int, samples: int) -> tuple[Person, np.ndarray]:
 def _segment(rng: np.random.Generator, person: Person, shape: dict[str, float], samples: int) -> np.ndarray:
     """One recording ``[C, T]``."""
     time = np.arange(samples) / RATE
-    rate = person.pulse / 60 * rng.uniform(0.75, 1.5)  # rest, or a walk
+    rate = person.pulse / 60 * rng.uniform(0.85, 1.25)  # rest, or a walk
     breath = 0.03 * np.sin(2 * np.pi * rng.uniform(0.15, 0.35) * time + rng.uniform(0, 2 * np.pi))
     phase = (np.cumsum(rate * (1 + breath)) / RATE + rng.uniform()) % 1
     wave = np.zeros(samples)
@@ -60,12 +60,12 @@ def _segment(rng: np.random.Generator, person: Person, shape: dict[str, float], 
         )
     wave = (wave - wave.mean()) / wave.std()
 
-    drift = rng.uniform(0, 1.2) * np.sin(
+    drift = rng.uniform(0, 0.8) * np.sin(
         2 * np.pi * rng.uniform(0.05, 0.4) * time + rng.uniform(0, 2 * np.pi)
     )
-    tone = rng.uniform(0, 0.5) * np.sin(2 * np.pi * rng.uniform(4, 12) * time)  # light that flickers
+    tone = rng.uniform(0, 0.4) * np.sin(2 * np.pi * rng.uniform(4, 12) * time)  # light that flickers
     taps = int(rng.integers(1, 4))
-    noise = rng.uniform(0.05, 0.4)
+    noise = rng.uniform(0.05, 0.3)
     channels = []
     for _ in range(CHANNELS):
         channel = rng.uniform(0.6, 1.4) * wave + rng.uniform(0.5, 1) * drift + rng.uniform(0.5, 1) * tone

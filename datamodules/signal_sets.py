@@ -104,19 +104,23 @@ class SegmentsInOrder(Dataset[dict[str, Any]]):
 class DrawnPairs(Dataset[dict[str, Any]]):
     """Numbered draws of pairs: every participant once a pass, passes without end; draw k depends on (seed, k) alone.
 
-    Samples hold ``pair`` ``[2, C, T]``, ``participant``, ``index`` (of the first segment) and ``draw``.
+    Samples hold ``pair`` ``[2, C, T]``, ``participant``, ``index`` (of the first segment) and ``draw``, and, where
+    asked for, ``trait`` ``[K]``.
 
     Args:
         reader: of the segments.
         seed: of every draw.
         pairs: two different segments of a ``participant``, or one ``segment`` twice.
+        labels: whether samples hold traits.
 
     Raises:
         ValueError: fewer than two participants can be drawn.
     """
 
-    def __init__(self, reader: SegmentReader, seed: int, pairs: Pairs = "participant") -> None:
-        self.reader, self._seed, self._pairs = reader, seed, pairs
+    def __init__(
+        self, reader: SegmentReader, seed: int, pairs: Pairs = "participant", labels: bool = False
+    ) -> None:
+        self.reader, self._seed, self._pairs, self._labels = reader, seed, pairs, labels
         needed = 2 if pairs == "participant" else 1
         groups = reader.segments.by_participant()
         self.groups = [rows for rows in groups if len(rows) >= needed]
@@ -140,9 +144,12 @@ class DrawnPairs(Dataset[dict[str, Any]]):
         rows, rng = self.groups[self._picker.position(draw)], np.random.default_rng([self._seed, 0, 0, draw])
         chosen = rng.choice(rows, 2, replace=False) if self._pairs == "participant" else [rng.choice(rows)]
         segments = [self.reader(int(row)) for row in chosen]
+        known = self.reader.segments
+        trait = {"trait": torch.from_numpy(known.traits[int(chosen[0])]).float()} if self._labels else {}
         return {
+            **trait,
             "pair": torch.stack([segments[0], segments[-1]]),
-            "participant": int(self.reader.segments.participant[rows[0]]),
+            "participant": int(known.participant[rows[0]]),
             "index": int(chosen[0]),
             "draw": draw,
         }

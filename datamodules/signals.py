@@ -39,8 +39,9 @@ class SignalDataModule(BenchmarkDataModule):
         pairs: two different segments of a ``participant``, as published, or one ``segment`` twice, so that only
             augmentation tells the two apart. Participants with one segment are left out of the former.
         samples: length T that is used of every segment, from its start; None: all must be equally long.
-        traits: columns that are known of participants: for probes, training reads none.
-        labelled_fraction: share of the training participants whose traits are known to probes.
+        traits: columns that are known of participants; pre-training reads none.
+        labelled_fraction: share of the training participants whose traits are known, to probes and supervised training.
+        labelled_only: train with these participants alone, and give training batches their ``trait``.
         split_seed: of the choice of these.
         skip_broken: leave out segments that cannot be used, instead of stopping. Every file is read at the start.
         allow_partial: accept another number of files than was published.
@@ -66,6 +67,7 @@ class SignalDataModule(BenchmarkDataModule):
         samples: int | None = None,
         traits: Sequence[str] = (),
         labelled_fraction: float = 1.0,
+        labelled_only: bool = False,
         split_seed: int = 0,
         skip_broken: bool = False,
         allow_partial: bool = False,
@@ -80,7 +82,8 @@ class SignalDataModule(BenchmarkDataModule):
         self.root, self.views, self.samples = root, views, samples
         self.pairs: Pairs = pairs
         self.traits = tuple(traits)
-        self.labelled_fraction, self.split_seed = labelled_fraction, split_seed
+        self.labelled_fraction, self.labelled_only = labelled_fraction, labelled_only
+        self.split_seed = split_seed
         self._table: dict[str, Segments] | None = None
         self._usable: dict[str, Segments] = {}
 
@@ -161,7 +164,8 @@ class SignalDataModule(BenchmarkDataModule):
         for name, split in self.eval_splits(stage).items():
             self.datasets[name] = SegmentsInOrder(self.reader(split))
         if stage in (None, "fit"):
-            pairs = DrawnPairs(self.reader("train"), self.draw_seed, self.pairs)
+            reader = self.labelled_reader() if self.labelled_only else self.reader("train")
+            pairs = DrawnPairs(reader, self.draw_seed, self.pairs, self.labelled_only)
             if pairs.single:
                 rank_zero_warn(
                     f"{len(pairs.single)} of {len(pairs) + len(pairs.single)} training participants have one segment, "
@@ -177,6 +181,15 @@ class SignalDataModule(BenchmarkDataModule):
             segments = self.table()[split]
             self._usable[split] = self._without_broken(split, segments) if self.skip_broken else segments
         return SegmentReader(self._usable[split], self.load, self.samples)
+
+    def labelled_reader(self) -> SegmentReader:
+        """Reader of the segments of the labelled training participants."""
+        segments = self.reader("train").segments
+        people = segments.by_participant()
+        count = max(1, round(self.labelled_fraction * len(people)))
+        chosen = np.sort(np.random.default_rng(self.split_seed).permutation(len(people))[:count])
+        part = segments.part(np.concatenate([people[n] for n in chosen]))
+        return SegmentReader(part, self.load, self.samples)
 
     def _without_broken(self, split: str, segments: Segments) -> Segments:
         read, usable, reasons = SegmentReader(segments, self.load, self.samples), [], []
@@ -200,12 +213,7 @@ class SignalDataModule(BenchmarkDataModule):
 
     def bank_dataloader(self) -> DataLoader[Any]:
         """Segments of the labelled training participants in order, each exactly once over all ranks."""
-        reader = self.reader("train")
-        people = reader.segments.by_participant()
-        count = max(1, round(self.labelled_fraction * len(people)))
-        chosen = np.sort(np.random.default_rng(self.split_seed).permutation(len(people))[:count])
-        rows = np.concatenate([people[n] for n in chosen])
-        subset = SegmentsInOrder(SegmentReader(reader.segments.part(rows), self.load, self.samples))
+        subset = SegmentsInOrder(self.labelled_reader())
         return self._loader(
             subset, self.eval_batch_size, StridedSampler(len(subset), *self._rank_and_ranks())
         )

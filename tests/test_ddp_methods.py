@@ -33,6 +33,8 @@ PER_RANK = {
 }
 #: Their validation draws crops or masks on each rank.
 DRAWN_VALIDATION = {"voco", "voco_cvpr", "voco_omni", "ssast", "w2v_bert", "uni4eye", "hicmae"}
+#: After three steps batch norm's running variances still silence what goes in: what tells embeddings apart is rounding.
+ROUNDED_VALIDATION = {"wearable_biosignals"}
 GROUPS: dict[str, list[str]] = {}
 for _name in list_methods():
     _card = method_card(_name)
@@ -103,6 +105,6 @@ def uncounted(name: str, folder: Path, first: dict[str, Any], second: dict[str, 
     return found + [
         f"{key} is {first['validated'].get(key)} in two processes and {value} in one"
         for key, value in alone.items()
-        if name not in DRAWN_VALIDATION
+        if name not in DRAWN_VALIDATION | ROUNDED_VALIDATION
         and first["validated"].get(key) != pytest.approx(value, rel=1e-4, abs=1e-4, nan_ok=True)
     ]

@@ -25,7 +25,7 @@ from zoo.registry import get_method, list_methods
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
-SIZES = {"image": (64, 64), "volume": (16, 16, 16), "spectrogram": None, "video": None}
+SIZES = {"image": (64, 64), "volume": (16, 16, 16), "spectrogram": None, "video": None, "signal": (64,)}
 #: Methods whose miniature has a backbone that timm has not.
 NOT_IN_TIMM = {
     *("fst", "self_training", "semi_mean_teacher", "sepico", "source_only", "fst_semi"),  # StreetCNN
