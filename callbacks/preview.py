@@ -67,7 +67,8 @@ def preview(batch: Batch, datamodule: Any = None, count: int = 4) -> Image.Image
     kinds: dict[str, Callable[[Batch, Any, int], Image.Image]] = {
         "views": _views, "mixed": _domains, "source": _domains, "labelled": _domains,
         "target": _domains, "unlabelled": _domains, "video": _videos, "spectrogram": _spectrograms,
-        "waveform": _waveforms, "pair": _pairs, "signal": _signals, "crops": _crops, "volume": _volumes, "image": _images,
+        "waveform": _waveforms, "pair": _pairs, "signal": _signals, "crops": _crops, "volume": _volumes,
+        "image": _images,
     }  # fmt: skip
     for key, draw in kinds.items():
         if key in batch:
