@@ -4,8 +4,8 @@ A small encoder is trained on 96 people in three ways for equally many steps: by
 by pairs of augmented views of one segment (SimCLR's pair; all else is equal); and, as a supervised baseline, by the
 labels of the labelled people, on the same augmented segments. A last row has random weights. Each encoder is frozen; a
 ridge probe is fitted to the averaged embeddings of the labelled people (others for each seed) and asked whether the
-arteries of 96 people are stiff with whom nothing was trained: area under the curve, in percent. Exits non-zero unless the first
-beats both baselines on every seed.
+arteries of 96 people are stiff with whom nothing was trained: area under the curve, in percent. Exits non-zero unless
+the first beats both baselines on every seed.
 
 Settings were chosen on validation people (``--validate``). Finished runs are kept, so it can be interrupted.
 """
