@@ -31,6 +31,7 @@ class ConformerBackbone(nn.Module):
         mels: rows of the spectrogram.
         frames: columns that positions are kept for; those of longer spectrograms are made when they come.
         in_chans: channels of the spectrogram.
+        encoded_norm: normalise every encoded step (wav2vec 2.0's layer norm), before it is masked or quantised.
         norm: of the convolution modules: ``batch``, or ``group`` (one group, for small batches).
         positions: add sinusoids, or leave order to the convolutions.
         dropout: everywhere in the layers.
@@ -53,6 +54,7 @@ class ConformerBackbone(nn.Module):
         mels: int = 80,
         frames: int = 1024,
         in_chans: int = 1,
+        encoded_norm: bool = True,
         norm: str = "batch",
         positions: bool = True,
         dropout: float = 0.0,
@@ -73,6 +75,7 @@ class ConformerBackbone(nn.Module):
         )
         #: F, values of an encoded step.
         self.encoded_dim = second * quarter(mels)
+        self.encoded_norm = nn.LayerNorm(self.encoded_dim) if encoded_norm else nn.Identity()
         self.projection = nn.Linear(self.encoded_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.rand(self.encoded_dim)) if mask_token else None
         table = sincos_positions((quarter(frames),), embed_dim, prefix=0) if positions else None
@@ -99,7 +102,7 @@ class ConformerBackbone(nn.Module):
             )
         for convolution in self.subsampling:
             image = convolution(image).relu()
-        return image.flatten(1, 2).transpose(1, 2)
+        return self.encoded_norm(image.flatten(1, 2).transpose(1, 2))
 
     def embed(self, encoded: Tensor, mask: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """What goes into the first layer, ``[B, S, D]``.
