@@ -143,16 +143,25 @@ def inspect_root(
     Raises:
         KeyError: the layout declares no such split.
     """
-    if root is None:
-        return LayoutReport(layout, None, argument, problems=(f"{argument} is not set",))
+    if (absent := absent_root(layout, root, argument)) is not None:
+        return absent
+    assert root is not None
     root = Path(root).expanduser()
-    if not root.is_dir():
-        return LayoutReport(layout, root, argument, problems=(f"there is no folder {root}",))
     found = {
         name: _inspect_split(layout, root, name, layout.splits[name], labelled, allow_partial)
         for name, labelled in splits.items()
     }
     return LayoutReport(layout, root, argument, found)
+
+
+def absent_root(layout: Layout, root: str | Path | None, argument: str = "root") -> LayoutReport | None:
+    """The report on a root that is not set, or that is no folder; None on any other."""
+    if root is None:
+        return LayoutReport(layout, None, argument, problems=(f"{argument} is not set",))
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        return LayoutReport(layout, root, argument, problems=(f"there is no folder {root}",))
+    return None
 
 
 def require(reports: Iterable[LayoutReport]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from datamodules.base import BenchmarkDataModule
-from datamodules.layout import Layout, LayoutError, LayoutReport, Pair, SplitReport
+from datamodules.layout import Layout, LayoutError, LayoutReport, Pair, SplitReport, absent_root
 from datamodules.sampling import StridedSampler
 from datamodules.signal_sets import BrokenSignalError, DrawnPairs, Pairs, SegmentReader, SegmentsInOrder
 from datamodules.signal_tables import Segments
@@ -117,11 +117,10 @@ class SignalDataModule(BenchmarkDataModule):
     def inspect(self, stage: str | None = None) -> dict[str, LayoutReport]:
         """Compare the root with its table; raises nothing."""
         splits, layout = self.needs(stage)["root"], self.tree()
-        if self.root is None:
-            return {"root": LayoutReport(layout, None, "root", problems=("root is not set",))}
+        if (absent := absent_root(layout, self.root)) is not None:
+            return {"root": absent}
+        assert self.root is not None
         root = Path(self.root).expanduser()
-        if not root.is_dir():
-            return {"root": LayoutReport(layout, root, "root", problems=(f"there is no folder {root}",))}
         try:
             table = self.table()
         except (OSError, ValueError) as error:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from datamodules.base import BenchmarkDataModule
-from datamodules.layout import Layout, LayoutError, LayoutReport, Pair
+from datamodules.layout import Layout, LayoutError, LayoutReport, Pair, absent_root
 from datamodules.volume_augment import VolumeAugment
 from datamodules.volume_cache import Job, Record, VolumeCache
 from datamodules.volume_lists import listed_pairs, read_list, report_pairs
@@ -176,11 +176,10 @@ class VolumeDataModule(BenchmarkDataModule):
     def inspect(self, stage: str | None = None) -> dict[str, LayoutReport]:
         """Compare the root with its layout; raises nothing."""
         splits, layout = self.needs(stage)["root"], self.tree()
-        if self.root is None:
-            return {"root": LayoutReport(layout, None, "root", problems=("root is not set",))}
+        if (absent := absent_root(layout, self.root)) is not None:
+            return {"root": absent}
+        assert self.root is not None
         root = Path(self.root).expanduser()
-        if not root.is_dir():
-            return {"root": LayoutReport(layout, root, "root", problems=(f"there is no folder {root}",))}
         try:
             found = {split: self.find(root, split) for split in splits}
         except (OSError, ValueError) as error:
