@@ -125,12 +125,12 @@ class FutureTeacher(EMATeacher):
             super().before_step(trainer, pl_module, batch)
             return
         trained = trained_parameters(trainer)
-        self._kept = _copy_into(self._kept, trained)
+        self._kept = copy_into(self._kept, trained)
         state = _State(trainer.optimizers[0], pl_module, teacher) if self.rewind == "everything" else None
         try:
             (self._wide if self.width else self._deep)(trainer, pl_module, batch)
         finally:  # an interrupted look-ahead must not leave a virtual student to a last checkpoint
-            _copy_into(trained, self._kept)
+            put_back(trained, self._kept)
         if state is not None:
             state.restore()
         if self.in_copy_epochs(trainer):
@@ -175,16 +175,16 @@ class FutureTeacher(EMATeacher):
         trained = trained_parameters(trainer)
         for index, future in enumerate(futures):
             if index:
-                _copy_into(trained, self._kept)
+                copy_into(trained, self._kept)
             self._virtual_step(trainer, method, future)
             if self.width > 1 and index == 0:
-                self._soup = _copy_into(self._soup, trained)
+                self._soup = copy_into(self._soup, trained)
             elif self.width > 1:
                 with torch.no_grad():
                     torch._foreach_add_(self._soup, trained)
         if self.width > 1:
             torch._foreach_div_(self._soup, float(self.width))
-            _copy_into(trained, self._soup)
+            copy_into(trained, self._soup)
         self.move(trainer, method, teacher.steps)
 
     def _virtual_step(self, trainer: L.Trainer, method: Method, batch: Batch) -> None:
@@ -228,12 +228,26 @@ def trained_parameters(trainer: L.Trainer) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _copy_into(target: list[Tensor], source: list[Tensor]) -> list[Tensor]:
+def copy_into(target: list[Tensor], source: list[Tensor]) -> list[Tensor]:
     """Copy in place and bit for bit; storage that is missing or lies elsewhere is made first."""
     if len(target) != len(source) or any(t.device != s.device for t, s in zip(target, source, strict=True)):
         target = [torch.empty_like(tensor) for tensor in source]
     torch._foreach_copy_(target, source)
     return target
+
+
+@torch.no_grad()
+def put_back(parameters: list[Tensor], kept: list[Tensor]) -> None:
+    """Give the parameters the kept values, bit for bit; what is kept afterwards has no meaning.
+
+    On the CPU, where moving memory is the cost, the two change places; elsewhere one call copies, and addresses
+    (recorded graphs hold them) stay.
+    """
+    if any(parameter.device.type != "cpu" for parameter in parameters):
+        torch._foreach_copy_(parameters, kept)
+        return
+    for index, parameter in enumerate(parameters):
+        parameter.data, kept[index] = kept[index], parameter.data
 
 
 class _State:

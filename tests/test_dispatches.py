@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     FakeCopyMode,
@@ -23,6 +24,7 @@ from zoo.methods.image.base import SelfDistillation
 from zoo.nn.masking import BlockMasking, Masks
 from zoo.nn.targets import Centre
 from zoo.optim import build_optimizer, clip_gradients
+from zoo.teacher import Teacher
 
 B, V = 2, 6
 HEAD = {"hidden_dim": 16, "bottleneck_dim": 8}
@@ -127,6 +129,16 @@ def test_calls_of_a_dino_step() -> None:
     assert 1000 < whole <= 3000
     assert move <= 3
     assert dispatches(vit_s_dino, views=2 * V)[0] == whole  # crops of one size are one batch
+
+
+@pytest.mark.parametrize(("buffers", "calls"), [("none", 1), ("copy", 3), ("average", 3)])
+def test_calls_of_a_teachers_update(buffers: Any, calls: int) -> None:
+    student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    teacher = Teacher(student, buffers=buffers)
+    teacher.update(student, 0.9)
+    with Dispatches() as update:
+        teacher.update(student, 0.9)
+    assert update.calls == calls
 
 
 def test_calls_of_a_poa_step() -> None:

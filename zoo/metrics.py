@@ -89,15 +89,16 @@ class SegmentationIoU(Metric):
         C = self.num_classes
         if prediction.dim() == label.dim() + 1:
             prediction = prediction.argmax(1)
-        if prediction.numel() and prediction.max() >= C:
-            raise ValueError(f"prediction holds class {int(prediction.max())}, but num_classes is {C}")
+        said = prediction.int()
+        if said.numel() and said.max() >= C:
+            raise ValueError(f"prediction holds class {int(said.max())}, but num_classes is {C}")
         if prediction.shape != label.shape:
             raise ValueError(
                 f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape: "
                 "bring predictions to the label's size"
             )
         # No masking: every label up to 255 has a row of its own, and those of the classes are cut out.
-        pairs = label.int().flatten() * C + prediction.int().flatten()
+        pairs = torch.add(said, label.int(), alpha=C).flatten()
         counts = torch.bincount(pairs, minlength=256 * C)[: 256 * C].view(256, C)
         ignored = counts[self.ignore_index].sum()
         confusion = counts[:C].clone()

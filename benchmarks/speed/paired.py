@@ -1,25 +1,30 @@
-"""Training loops that take turns: each in a process of its own, all timed alike, whatever library they come from.
+"""Rivals that take turns in rotating order, whatever library they come from, all timed alike.
 
-A process trains over a :class:`Meter`, a loader that waits for its turn; the parent (:func:`take_turns`) gives turns in
-rotating order. On the CPU times are those of the process, not the clock's, of one thread: other jobs of the machine
-stretch them, but alike for all who take turns, so ratios of one round count, and their median.
+Training loops run each in a process of its own, over a :class:`Meter`, a loader that waits for its turn; the parent
+(:func:`take_turns`) gives turns. Pieces of a step are functions, called in turns in one process (:func:`in_turns`). On
+the CPU times are those of the process, not the clock's, of one thread: other jobs of the machine stretch them, but
+alike for all who take turns, so ratios of one round count, and their median.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import os
+import platform
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).parents[2]
 MARK = "turn: "
@@ -151,14 +156,113 @@ def take_turns(
     return told
 
 
+def in_turns(
+    pieces: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: str = "cpu",
+    least: float = 0.02,
+    before: Callable[[], object] | None = None,
+) -> dict[str, list[float]]:
+    """Seconds of one call of each piece, by name and round; in rotating order, after two calls each to warm up.
+
+    Args:
+        pieces: what is timed.
+        rounds: turns of each.
+        device: ``cpu`` or ``cuda``.
+        least: seconds a turn lasts at least; short pieces are called several times.
+        before: called before every turn, untimed.
+    """
+    calls: dict[str, int] = {}
+    for name, piece in pieces.items():
+        piece()
+        start = now(device)
+        piece()
+        calls[name] = min(1000, max(1, math.ceil(least / max(now(device) - start, 1e-6))))
+    seconds: dict[str, list[float]] = {name: [] for name in pieces}
+    names = list(pieces)
+    for index in range(rounds):
+        first = index % len(names)
+        for name in (*names[first:], *names[:first]):
+            if before is not None:
+                before()
+            start = now(device)
+            for _ in range(calls[name]):
+                pieces[name]()
+            seconds[name].append((now(device) - start) / calls[name])
+    return seconds
+
+
+def over(seconds: Mapping[str, Sequence[float]], base: str) -> dict[str, dict[str, float]]:
+    """Each piece's seconds over those of ``base`` in the same round, with the median milliseconds of a call."""
+    return {
+        name: spread([own / other for own, other in zip(turns, seconds[base], strict=True)])
+        | {"ms": 1000 * statistics.median(turns)}
+        for name, turns in seconds.items()
+    }
+
+
+class Dispatches(TorchDispatchMode):
+    """Counts calls of ATen operators: exact, and the same on every device."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def dispatches(piece: Callable[[], object]) -> int:
+    """Calls into ATen of one call of ``piece``."""
+    with Dispatches() as counted:
+        piece()
+    return counted.calls
+
+
+def options(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """What every command of pieces takes: ``--device``, ``--rounds`` and ``--json``."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--json", type=Path, help="write all numbers to this file")
+    return parser
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Where the numbers are from."""
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if device == "cpu" and cpuinfo.exists():
+        models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].partition(": ")[2] if models else name
+    return {"device": name, "cores": os.cpu_count(), "torch": torch.__version__}
+
+
+def keep(path: Path | None, device: str, record: Mapping[str, Any]) -> None:
+    """Write the numbers, and where they are from, where ``--json`` says; of a file that is there, replace its part."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known = json.loads(path.read_text()) if path.exists() else {}
+        whole = _completed(known, {"machine": machine(device), **record})
+        path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+
+
+def _completed(known: Any, new: Any) -> Any:
+    if not (isinstance(known, dict) and isinstance(new, Mapping)):
+        return new
+    return known | {key: _completed(known.get(key), value) for key, value in new.items()}
+
+
 def spread(ratios: Sequence[float]) -> dict[str, float]:
     """Median, least and largest."""
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
-def shown(ratios: dict[str, float]) -> str:
+def shown(ratios: dict[str, float], places: int = 2) -> str:
     """``1.03 (0.99 to 1.08)``."""
-    return f"{ratios['median']:.2f} ({ratios['min']:.2f} to {ratios['max']:.2f})"
+    median, least, most = (f"{ratios[key]:.{places}f}" for key in ("median", "min", "max"))
+    return f"{median} ({least} to {most})"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

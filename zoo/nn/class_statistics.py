@@ -115,7 +115,8 @@ class ClassStatistics(nn.Module):
             joint = sum_over_ranks(torch.cat((counts.sum(0)[:, None], sums.sum(0)), 1))
             count, mean = joint[:, 0], joint[:, 1:] / joint[:, :1].clamp(min=1)
             # A second pass around the batch's own means: squares minus squared means would cancel.
-            deviation = pixels - torch.bmm(mean.mT.expand(len(pixels), -1, -1), members)
+            centre = mean.mT.expand(len(pixels), -1, -1)
+            deviation = torch.baddbmm(pixels, centre, members, alpha=-1)
             squares = sum_over_ranks(torch.bmm(members, deviation.square_().mT).sum(0))
         self.merge(count.long(), mean, squares / count.clamp(min=1)[:, None])
         if self.bank is None:
