@@ -45,6 +45,11 @@ class AudioClips:
         """Where a clip lies."""
         return self.root / self._paths[position].decode()
 
+    def identity(self, position: int) -> str:
+        """What tells a clip's sound from others: here the name and size of its file."""
+        path = self.path(position)
+        return f"{path.name}/{path.stat().st_size}"
+
     def part(self, positions: np.ndarray) -> AudioClips:
         """Some of the clips."""
         labels = None if self.labels is None else self.labels.part(positions)

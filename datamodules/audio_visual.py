@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -104,13 +103,3 @@ class AudioVisualDataModule(AudioDataModule):
         if training and self.video_augment is not None:
             return self.video_augment.to(batch["video"].device)(batch)
         return batch
-
-
-def views_of(batch: dict[str, Any]) -> int:
-    """V, views of every clip of a batch."""
-    return len(batch["video"]) // len(batch["index"])
-
-
-def stems(paths: Sequence[str]) -> list[str]:
-    """Paths without the ending of the file."""
-    return [path.rpartition(".")[0] for path in paths]

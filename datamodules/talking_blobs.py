@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -83,7 +84,7 @@ def _envelope(time: np.ndarray, beats: float, phase: float) -> np.ndarray:
 
 
 def _video(who: Person, smiles: bool, beats: float, phase: float, rng: np.random.Generator) -> np.ndarray:
-    """A disc with eyes and a mouth whose corners are up or down, ``[FRAMES, SIZE, SIZE, 3]`` uint8."""
+    """A disc with eyes and a mouth whose corners are up or down, lit from a side; ``[FRAMES, SIZE, SIZE, 3]`` uint8."""
     time = np.linspace(0, 1, FRAMES, dtype=np.float32)[:, None, None]
     sway, light = rng.uniform(-1.5, 1.5, (2, 2)), rng.uniform(0.8, 1.2)
     rows, columns = (
@@ -100,8 +101,12 @@ def _video(who: Person, smiles: bool, beats: float, phase: float, rng: np.random
     open_by = 0.6 + 1.6 * _envelope(time, beats, phase)
     mouth = _soft(open_by - np.abs(rows - 0.4 * who.radius - curve)) * (np.abs(across) < 1)
     image *= 1 - mouth[..., None] * np.array([0.3, 0.9, 0.9])
-    noise = rng.standard_normal(image.shape, np.float32)
-    return (np.clip(light * image + 0.06 * noise, 0, 1) * 255).astype(np.uint8)
+    # Light falls from one side: where nothing is to be seen, masked patches can be guessed all the same.
+    turn = rng.uniform(0, 2 * np.pi)
+    slope = (np.cos(turn) * np.mgrid[:SIZE, :SIZE][0] + np.sin(turn) * np.mgrid[:SIZE, :SIZE][1]) / SIZE
+    slope -= slope.mean()
+    image *= (light + 0.6 * slope)[..., None]
+    return (np.clip(image + 0.01 * rng.standard_normal(image.shape, np.float32), 0, 1) * 255).astype(np.uint8)
 
 
 def _soft(distance: np.ndarray) -> np.ndarray:
@@ -112,7 +117,7 @@ def _soft(distance: np.ndarray) -> np.ndarray:
 def _sound(who: Person, rises: bool, beats: float, phase: float, rng: np.random.Generator) -> np.ndarray:
     """A hum of harmonics whose pitch rises or falls, as loud as the mouth is open; ``[SAMPLES]`` float32."""
     time = np.arange(SAMPLES) / SAMPLES
-    turn = (1 if rises else -1) * rng.uniform(0.25, 0.5)
+    turn = (1 if rises else -1) * rng.uniform(0.6, 1.0)
     pitch = who.pitch * rng.uniform(0.85, 1.15) * 2 ** (turn * (time - 0.5))
     angle = 2 * np.pi * np.cumsum(pitch) / RATE
     hum = sum(level * np.sin((k + 1) * angle) for k, level in enumerate(who.harmonics))
@@ -151,6 +156,10 @@ class _RenderedClips(AudioVisualClips):
         part._where = self._where[positions]
         return part
 
+    def identity(self, position: int) -> str:
+        """There is no file, but its samples."""
+        return f"{self.path(position)}/{zlib.crc32(self._clips.sound[self._where[position]].tobytes())}"
+
     def frames(self, position: int) -> Frames:
         """Frames of a clip."""
         return _Frames(self._clips.video[self._where[position]])
@@ -185,7 +194,7 @@ class TalkingBlobs(AudioVisualDataModule):
     layout: ClassVar[Mapping[str, Layout]] = {}
 
     def __init__(
-        self, people: int = 40, val_people: int = 10, test_people: int = 20, takes: int = 24, **common: Any
+        self, people: int = 24, val_people: int = 10, test_people: int = 20, takes: int = 16, **common: Any
     ) -> None:
         counts = {"train": people, "val": val_people, "test": test_people}
         if min(*counts.values(), takes) < 1 or max(counts.values()) > 1000:

@@ -22,6 +22,7 @@ from datamodules.layout import LayoutError
 from datamodules.video_files import BrokenVideoError, FrameFolder, VideoFile, VideoWindows
 from tests import tiny_videos
 from tests.tiny_audio import RATE, pitch, pitch_of, tone, write_wav
+from zoo.nn import AudioFeatures, VideoAugment
 
 WINDOWS = VideoWindows(frames=4, step=2)
 
@@ -128,8 +129,6 @@ def test_training_draws_windows_and_test_shows_views(tmp_path: Path) -> None:
 
 
 def test_device_batches_have_both_senses(tmp_path: Path) -> None:
-    from zoo.nn import AudioFeatures, VideoAugment
-
     data = cremad(
         tmp_path, features=AudioFeatures(64, loudness=10.0), video_augment=VideoAugment(6, operations=1)
     )
@@ -178,6 +177,8 @@ def test_blobs_are_always_alike_and_people_never_shared() -> None:
     again = TalkingBlobs(people=2, val_people=2, test_people=2, takes=4).subset("train").batch(np.arange(4))
     assert torch.equal(batch["video"], again["video"])
     assert torch.equal(batch["waveform"], again["waveform"])
+    data.features = AudioFeatures(64)
+    assert data.feature_statistics().clips == 8  # told apart without files
     # falling and rising: the pitch of the last third against that of the first
     rises = [pitch_of(wave[-3000:]) > pitch_of(wave[:3000]) for wave in batch["waveform"]]
     assert rises == [False, True, False, True]
