@@ -19,11 +19,13 @@ from datamodules import (
     GAMMAScans,
     IChallengeAMD,
     IChallengePM,
+    TakingTurns,
 )
 from datamodules.layout import LayoutError
 from datamodules.slice_folders import read_slices
 from tests import tiny_eyes
 from tests.tiny_images import pixel
+from zoo.nn import VolumeFlips
 
 IMAGES: dict[str, tuple[Any, Callable[[Path], Path]]] = {
     "eyepacs": (EyePACS, tiny_eyes.eyepacs_tree),
@@ -127,6 +129,16 @@ def test_lists(tmp_path: Path) -> None:
     assert named == {**{f"scans_train{n}": -1 for n in range(4)}, "scans_val0": 0, "scans_val1": 1}
 
     root = tmp_path / "tree"
+    train = root / "2d" / "train.txt"  # pre-training takes images without labels, too
+    train.write_text(train.read_text().replace(" 0\n", " -1\n").replace(" 1\n", " -1\n"))
+    parts = EyeImageLists(**of["images"]), EyeVolumeLists(**of["volumes"], views=VolumeFlips())
+    both = TakingTurns(*parts)
+    both.prepare_data()
+    both.setup("fit")
+    shown = [both.on_after_batch_transfer(raw, 0) for raw in both.train_dataloader()]
+    assert ["image" in batch for batch in shown] == [False, False, True, True]
+    assert {label for batch in shown for label in batch["label"].tolist()} == {-1}
+
     (root / "2d" / "val.txt").write_text("images/val 0.jpg 0\nimages/gone.jpg 1\n")
     with pytest.raises(LayoutError, match=r"1 of 2 images are missing: images/gone.jpg"):
         opened(EyeImageLists, of["images"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -84,7 +85,7 @@ class UnifiedAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone, self.num_blocks = backbone, backbone.num_blocks
-        voxels = {axes: int(torch.tensor(backbone.patches[axes]).prod()) for axes in backbone.sizes}
+        voxels = {axes: math.prod(backbone.patches[axes]) for axes in backbone.sizes}
         colours = {axes: count * (backbone.in_chans if axes == 2 else 1) for axes, count in voxels.items()}
         shape = backbone.embed_dim, decoder_dim, decoder_depth, decoder_heads
         self.intensity = Branch(*shape, colours)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from random import Random
 from typing import Any, Literal
@@ -147,7 +148,7 @@ class Uni4Eye(UnifiedMethod):
         x = self.input_of(batch)
         seed = Random(f"{os.environ.get('PL_GLOBAL_SEED', '0')}/{place}").getrandbits(62)
         generator = torch.Generator(x.device).manual_seed(seed)
-        tokens = int(torch.tensor(self.student.backbone.grid(*x.shape[2:])).prod())
+        tokens = math.prod(self.student.backbone.grid(*x.shape[2:]))
         noise = torch.rand(len(x), tokens, device=x.device, generator=generator)
         if self.entropy_guided:
             noise = noise * patch_entropy(patch_values(x, self.student.backbone.patches[x.ndim - 2]))
