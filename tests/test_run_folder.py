@@ -160,13 +160,16 @@ def test_checkpoint_without_a_monitor_keeps_the_last(tmp_path: Path) -> None:
         ({"WANDB_MODE": "disabled"}, "disabled"),
         ({"NETRC": "netrc"}, "online"),
         ({"NETRC": "netrc", "WANDB_BASE_URL": "https://elsewhere.example"}, "offline"),
+        ({"NETRC": "netrc", "WANDB_CONFIG_DIR": "elsewhere"}, "offline"),
     ],
 )
 def test_wandb_auto(environment: dict[str, str], mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("netrc").write_text("machine api.wandb.ai login user password secret\n")
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_CONFIG_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", "nothing")
+    Path("elsewhere").mkdir()
+    Path("elsewhere", "settings").write_text("[default]\nbase_url = https://elsewhere.example\n")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert run_folder.wandb_mode() == mode
