@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test keeps it in step with
     from zoo.methods.segmentation.self_training import SourceOnly as SourceOnly
     from zoo.methods.segmentation.semi_supervised import SemiMeanTeacher as SemiMeanTeacher
     from zoo.methods.segmentation.sepico import SePiCo as SePiCo
+    from zoo.methods.signal.wearable_biosignals import WearableContrast as WearableContrast
     from zoo.registry import create_backbone as create_backbone
     from zoo.registry import list_backbones as list_backbones
     from zoo.registry import list_benchmarks as list_benchmarks
