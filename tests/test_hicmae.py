@@ -345,3 +345,46 @@ def test_what_cannot_be_is_refused(what: str) -> None:
 def test_tube_masks_need_places() -> None:
     with pytest.raises(ValueError, match="of a grid of 2 x 2 = 4 tokens at most 4"):
         TubeMasking(5)(1, (3, 2, 2))
+
+
+# -- learning -----------------------------------------------------------------------------------------------
+
+
+def eight_clips() -> dict[str, Tensor]:
+    """As bright as they are loud, each in a rhythm of its own; nothing else is shared."""
+    generator = torch.Generator().manual_seed(0)
+    rhythm = torch.rand(8, 4, generator=generator)
+    place = torch.linspace(0, 1, 32)
+    ramp = 0.5 * place[:, None] + 0.3 * place
+    video = 0.1 + 0.4 * rhythm[:, None, :, None, None] + 0.3 * ramp
+    bands = torch.sin(6 * torch.linspace(0, 1, 16)) / 4
+    sound = 2 * rhythm.repeat_interleave(8, 1)[:, :, None] - 1 + bands
+    noise = 0.02 * torch.randn(8, 32, 16, generator=generator)
+    return {"video": video.expand(-1, 3, -1, -1, -1).contiguous(), "spectrogram": sound + noise}
+
+
+@pytest.mark.slow
+def test_rebuilding_and_pairing_are_learned_and_need_the_sound_of_the_clip() -> None:
+    torch.manual_seed(0)
+    method, clips = HiCMAE(**METHOD, video_ratio=0.5, audio_ratio=0.5, contrast_weight=0.1), eight_clips()
+    optimizer = torch.optim.AdamW(method.student.parameters(), lr=5e-3)
+
+    def average(batch: dict[str, Tensor]) -> dict[str, float]:
+        with torch.no_grad():
+            found = [
+                method.losses({**batch, "masks": method.draw_masks(batch, f"look/{k}")}) for k in range(8)
+            ]
+        return {name: sum(float(each[name]) for each in found) / 8 for name in found[0]}
+
+    before = average(clips)
+    for step in range(200):
+        losses = method.losses({**clips, "masks": method.draw_masks(clips, str(step))})
+        optimizer.zero_grad()
+        torch.stack([*losses.values()]).sum().backward()
+        optimizer.step()
+    after = average(clips)
+    strangers = average({**clips, "spectrogram": clips["spectrogram"].roll(3, 0)})
+    chance = 0.1 * 2 * math.log(8)  # of two levels
+    assert after["video"] < 0.8 * before["video"]
+    assert after["audio"] < 0.8 * before["audio"]
+    assert after["contrast"] < 0.8 * chance < chance < strangers["contrast"]
