@@ -130,7 +130,7 @@ class FutureTeacher(EMATeacher):
         try:
             (self._wide if self.width else self._deep)(trainer, pl_module, batch)
         finally:  # an interrupted look-ahead must not leave a virtual student to a last checkpoint
-            put_back(trained, self._kept)
+            copy_into(trained, self._kept)
         if state is not None:
             state.restore()
         if self.in_copy_epochs(trainer):
@@ -234,20 +234,6 @@ def copy_into(target: list[Tensor], source: list[Tensor]) -> list[Tensor]:
         target = [torch.empty_like(tensor) for tensor in source]
     torch._foreach_copy_(target, source)
     return target
-
-
-@torch.no_grad()
-def put_back(parameters: list[Tensor], kept: list[Tensor]) -> None:
-    """Give the parameters the kept values, bit for bit; what is kept afterwards has no meaning.
-
-    On the CPU, where moving memory is the cost, the two change places; elsewhere one call copies, and addresses
-    (recorded graphs hold them) stay.
-    """
-    if any(parameter.device.type != "cpu" for parameter in parameters):
-        torch._foreach_copy_(parameters, kept)
-        return
-    for index, parameter in enumerate(parameters):
-        parameter.data, kept[index] = kept[index], parameter.data
 
 
 class _State:

@@ -12,7 +12,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from callbacks import EMATeacher, FutureTeacher
-from callbacks.future_teacher import copy_into, put_back
 from tests.test_ema_teacher import assert_same
 from tests.toy import Record, ToyMethod, toy_batch, toy_loader, toy_trainer, weights
 from zoo.optim import Optim
@@ -392,23 +391,3 @@ def test_bad_options(options: dict, message: str) -> None:
 def test_missing_future_batches() -> None:
     with pytest.raises(MisconfigurationException, match=r"needs 2 further batches.*found 0"):
         fit(FutureTeacher(depth=0, width=2), ADAMW, toy_loader(3), 3)
-
-
-def test_put_back_restores_bits_and_keeps_parameters_and_who_holds_them() -> None:
-    network = nn.Sequential(nn.Linear(3, 2), nn.Conv2d(2, 2, 3).to(memory_format=torch.channels_last))
-    parameters = list(network.parameters())
-    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
-    kept: list[Tensor] = []
-    for _ in range(2):  # what is kept has changed places before the second time
-        before = [(p.detach().clone(), p.stride()) for p in parameters]
-        kept = copy_into(kept, parameters)
-        for parameter in parameters:
-            parameter.grad = torch.ones_like(parameter)
-        optimizer.step()
-        assert not torch.equal(parameters[0], before[0][0])
-        put_back(parameters, kept)
-        for now, parameter, (value, stride) in zip(network.parameters(), parameters, before, strict=True):
-            assert now is parameter
-            assert parameter.requires_grad
-            assert torch.equal(parameter, value)
-            assert parameter.stride() == stride

@@ -195,6 +195,10 @@ class Method(Deployable):
             self.log("train/loss", total.detach(), prog_bar=True)
         return total
 
+    def place(self, batch_idx: int) -> str:
+        """Where in training this is, for :mod:`zoo.draws`: rank, optimiser step and micro-batch."""
+        return f"{self.global_rank}/{self.global_step}/{batch_idx}"
+
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Note when the batch arrived."""
         self.batch_arrived = perf_counter()

@@ -136,10 +136,10 @@ class LookAhead:
             group["fused"] = True
         self.teacher = Teacher(self.student)
         self.targets = list(self.teacher.network.parameters())
-        from callbacks.future_teacher import copy_into, put_back  # slow to import, and updates do without
+        from callbacks.future_teacher import copy_into  # slow to import, and updates do without
 
         self.kept: list[Tensor] = []
-        self.copy_into, self.put_back = copy_into, put_back
+        self.copy_into = copy_into
 
     # The floor: one pass that reads all and writes the teacher alone.
 
@@ -173,7 +173,7 @@ class LookAhead:
         self.kept = self.copy_into(self.kept, self.parameters)
         optimizer.step()
         self.teacher.update(self.student, DECAY)
-        self.put_back(self.parameters, self.kept)
+        self.copy_into(self.parameters, self.kept)
 
     @torch.no_grad()
     def snapshot(self) -> None:

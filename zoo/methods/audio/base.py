@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -163,9 +161,3 @@ def as_image(spectrogram: Tensor) -> Tensor:
 def named(batch: Batch) -> Batch:
     """What says which clips a batch holds."""
     return {key: batch[key] for key in ("index", "name") if key in batch}
-
-
-def drawn_at(place: str, device: torch.device) -> torch.Generator:
-    """Random numbers that depend on the run's seed and a ``place`` (rank, step, micro-batch) alone."""
-    seed = Random(f"{os.environ.get('PL_GLOBAL_SEED', '0')}/{place}").getrandbits(62)
-    return torch.Generator(device).manual_seed(seed)

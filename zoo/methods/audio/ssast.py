@@ -10,8 +10,9 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from callbacks import CollapseMonitor, ReconstructionPanel, ReduceOnPlateau
+from zoo.draws import generator_at
 from zoo.method import Batch
-from zoo.methods.audio.base import AudioMethod, drawn_at
+from zoo.methods.audio.base import AudioMethod
 from zoo.nn.masked_prediction import (
     Axis,
     filled_in,
@@ -184,13 +185,13 @@ class SSAST(AudioMethod):
             return batch
         return {
             **batch,
-            "masks": self.draw_masks(batch, f"{self.global_rank}/{self.global_step}/{batch_idx}"),
+            "masks": self.draw_masks(batch, self.place(batch_idx)),
         }
 
     def draw_masks(self, batch: Batch, place: str, masking: UniformMasking | None = None) -> dict[str, Masks]:
         """Masks of every term for the spectrograms of a batch."""
         image = self.image(batch)
-        generator = drawn_at(place, image.device)
+        generator = generator_at(place, image.device)
         grid = self.student.backbone.grid(*image.shape[-2:])
 
         def draw() -> Masks:

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.backbones.conformer import ConformerBackbone, quarter
+from zoo.draws import generator_at
 from zoo.method import Batch
-from zoo.methods.audio.base import AudioMethod, drawn_at
+from zoo.methods.audio.base import AudioMethod
 from zoo.nn.audio_augment import within
 from zoo.nn.gumbel import Codes, GumbelQuantiser, diversity_loss, mean_usage, one_hot_usage, perplexity
 from zoo.nn.masking_spans import SpanMasking
@@ -184,7 +185,7 @@ class W2vBERT(AudioMethod):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Take the losses; log what they say of codes and predictions."""
-        batch = {**batch, "place": f"{self.global_rank}/{self.global_step}/{batch_idx}"}
+        batch = {**batch, "place": self.place(batch_idx)}
         loss = super().training_step(batch, batch_idx)
         if self.writes_logs():
             self.log_dict({f"train/{name}": value for name, value in batch["scores"].items()})
@@ -193,7 +194,7 @@ class W2vBERT(AudioMethod):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted terms; ``batch["scores"]`` is left behind, the metrics that are logged."""
         image = self.image(batch)
-        network, generator = self.student, drawn_at(batch.get("place", "0/0/0"), image.device)
+        network, generator = self.student, generator_at(batch.get("place", "0/0/0"), image.device)
         encoded = network.backbone.encode(image)
         valid = within(quarter(batch["frames"]), encoded.shape[1])
         mask = self.masking(valid, generator)

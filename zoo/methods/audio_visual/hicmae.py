@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
-from random import Random
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.backbones.audio_visual import DECODERS, create_audio_visual
+from zoo.draws import generator_at
 from zoo.method import Batch
 from zoo.methods.audio_visual.base import AudioVisualMethod
 from zoo.nn.audio_visual import AudioVisualAutoencoder, audio_targets, video_targets
@@ -106,6 +105,7 @@ class HiCMAE(AudioVisualMethod):
             schedule="warmup_cosine",
             final_lr=6.25e-6,
             warmup_epochs=5,
+            warmup_ratio=1 / 300,
         )
 
     # -- training ---------------------------------------------------------------------------------------
@@ -115,15 +115,14 @@ class HiCMAE(AudioVisualMethod):
         if "masks" not in batch:
             batch = {
                 **batch,
-                "masks": self.draw_masks(batch, f"{self.global_rank}/{self.global_step}/{batch_idx}"),
+                "masks": self.draw_masks(batch, self.place(batch_idx)),
             }
         return super().training_step(batch, batch_idx)
 
     def draw_masks(self, batch: Batch, place: str) -> dict[str, Masks]:
         """Masks of ``video`` and ``audio`` for the clips of a batch."""
         video, _ = self.inputs(batch)
-        seed = Random(f"{os.environ.get('PL_GLOBAL_SEED', '0')}/{place}").getrandbits(62)
-        generator = torch.Generator(video.device).manual_seed(seed)
+        generator = generator_at(place, video.device)
         backbone = self.student.backbone
         return {
             "video": self.video_masking(len(video), backbone.video.grid, video.device, generator),

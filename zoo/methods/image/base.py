@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from random import Random
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 from callbacks import CollapseMonitor, EMATeacher, default_monitors
 from zoo.backbones.tokens import create_token_backbone
+from zoo.draws import rng_at
 from zoo.method import Batch, Method
 from zoo.nn.deployed import Tokens as DeployedTokens
 from zoo.nn.heads.dino import DINOHead
@@ -174,8 +173,7 @@ class SelfDistillation(Method):
         """Masks of global views ``[2B, 3, g, g]``."""
         if not self.masks_patches:
             return None
-        seed = os.environ.get("PL_GLOBAL_SEED", "0")
-        rng = Random(f"{seed}/{self.global_rank}/{self.global_step}/{batch_idx}")
+        rng = rng_at(self.place(batch_idx))
         return self.masking(len(image), self.student.backbone.grid(*image.shape[-2:]), rng).to(image.device)
 
     @torch.no_grad()

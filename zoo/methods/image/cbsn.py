@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from random import Random
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from torch.nn.functional import l1_loss
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from callbacks import WriteImages, default_monitors
+from zoo.draws import generator_at
 from zoo.method import Batch, Method
 from zoo.nn.blind_spot import batch_to_space, draw_cells, normalised, space_to_batch, subsample
 from zoo.nn.denoiser import BlindSpotNetwork, Denoiser
@@ -125,8 +124,7 @@ class CBSN(Method):
         if "cells" in batch or self.blind_only:
             return batch
         image = batch["image"]
-        place = f"{os.environ.get('PL_GLOBAL_SEED', '0')}/{self.global_rank}/{self.global_step}/{batch_idx}"
-        generator = torch.Generator(image.device).manual_seed(Random(place).getrandbits(62))
+        generator = generator_at(self.place(batch_idx), image.device)
         return {**batch, "cells": draw_cells(image, self.subsample_stride, generator)}
 
     def ramp(self) -> float:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-from random import Random
 from typing import Any, Literal
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from callbacks import CollapseMonitor, default_monitors
 from zoo.backbones.unified_vit import UnifiedViT
+from zoo.draws import generator_at
 from zoo.method import Batch
 from zoo.methods.medical.unified import UnifiedMethod
 from zoo.nn.entropy import patch_entropy
@@ -137,8 +136,7 @@ class Uni4Eye(UnifiedMethod):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Draw masks and take the losses."""
-        place = f"{self.global_rank}/{self.global_step}/{batch_idx}"
-        return super().training_step(self.masked(batch, place), batch_idx)
+        return super().training_step(self.masked(batch, self.place(batch_idx)), batch_idx)
 
     @torch.no_grad()
     def masked(self, batch: Batch, place: str = "0") -> Batch:
@@ -146,8 +144,7 @@ class Uni4Eye(UnifiedMethod):
         if "masks" in batch:
             return batch
         x = self.input_of(batch)
-        seed = Random(f"{os.environ.get('PL_GLOBAL_SEED', '0')}/{place}").getrandbits(62)
-        generator = torch.Generator(x.device).manual_seed(seed)
+        generator = generator_at(place, x.device)
         tokens = math.prod(self.student.backbone.grid(*x.shape[2:]))
         noise = torch.rand(len(x), tokens, device=x.device, generator=generator)
         if self.entropy_guided:
