@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import lightning as L
@@ -77,7 +77,7 @@ class DenseProbe(Probe):
 
     def _trained(self, trainer: L.Trainer, method: Method, data: Any) -> nn.Module:
         head: nn.Sequential | None = None
-        for _, batch in zip(range(self.steps), self._batches(trainer, data), strict=False):
+        for batch in islice(self._batches(trainer, data), self.steps):
             features, label = _dense(method, batch["image"]), batch["label"]
             if head is None:
                 with torch.random.fork_rng(devices=[]):

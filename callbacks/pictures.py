@@ -240,7 +240,7 @@ def boxed(
     draw = ImageDraw.Draw(picture)
     for base in bases:
         draw.rectangle(_rectangle(base, volume.shape, zoom), outline=(255, 255, 255))
-    for color, crop in zip(FRAMES, crops, strict=False):
+    for color, crop in zip(FRAMES, crops, strict=False):  # as many as there are colours
         draw.rectangle(_rectangle(crop, volume.shape, zoom), outline=color, width=3)
     return np.asarray(picture)
 

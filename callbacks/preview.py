@@ -212,7 +212,7 @@ def _crops(batch: Batch, datamodule: Any, count: int) -> Image.Image:
         z = (boxes[0][2] + boxes[0][5]) // 2
         inside = [base for base in bases if base[2] <= z < base[5]]
         where = Cell(boxed(batch["volume"][i, 0].cpu(), inside, boxes, z, zoom), f"axial, Z = {z}")
-        crops = [
+        crops = [  # as many as there are colours
             Cell(framed(pixels, color))
             for color, pixels in zip(
                 FRAMES, (_middle(crop, zoom) for crop in batch["crops"][i]), strict=False

@@ -71,6 +71,7 @@ def sheet(
     draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, MARGIN), heading, INK, font(15))
     lefts = [MARGIN + sum(widths[:j]) + GAP * j for j in range(columns)]
+    # Titles and rows may be shorter than the widest row, which says how many columns there are.
     for left, title in zip(lefts, titles, strict=False):
         draw.text((left, top), title, INK, font(13))
     for i, row in enumerate(rows):

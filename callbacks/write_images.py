@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 from torch import Tensor
 
-from callbacks.output_folder import output_folder
+from callbacks.output_folder import PredictionWriter
 from zoo.extras import require
 
 
-class WriteImages(Callback):
+class WriteImages(PredictionWriter):
     """In prediction, one file per image, under its own name and truncated to 8 bits.
 
     Args:
@@ -31,24 +29,21 @@ class WriteImages(Callback):
         ImportError: ``mat`` without scipy.
     """
 
+    written = ("Images", "images")
     family = "write_images"
 
     def __init__(self, form: Literal["png", "mat"] = "png", folder: str | None = None) -> None:
         if form not in ("png", "mat"):
             raise MisconfigurationException(f"WriteImages(form={form!r}): expected png or mat")
-        self.form, self.folder = form, folder
-        self._written: set[Path] = set()
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start anew."""
-        self._written = set()
+        super().__init__(folder)
+        self.form = form
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Write the images of one batch; those without a name get their number in the dataset."""
-        folder = output_folder(trainer, self.folder, "predictions")
+        folder = self.target(trainer)
         if folder is None:
             return
         if not isinstance(outputs, dict) or not {"image", "index"} <= outputs.keys():
@@ -60,12 +55,8 @@ class WriteImages(Callback):
         names = outputs.get("name") or [f"{index:05d}" for index in outputs["index"].tolist()]
         for image, name in zip(outputs["image"], names, strict=True):
             path = folder / f"{name}.{self.form}"
-            if path in self._written:
-                raise MisconfigurationException(
-                    f"WriteImages: two images are called {path.name}, and the second would overwrite the first"
-                )
+            self.claim(path, path.name)
             self._write(image.float().permute(1, 2, 0).cpu(), path)
-            self._written.add(path)
 
     def _write(self, image: Tensor, path: Path) -> None:
         if self.form == "png":
@@ -74,9 +65,3 @@ class WriteImages(Callback):
             require("scipy.io", "denoising", "WriteImages(form='mat')").savemat(
                 path, {"Idenoised_crop": image.numpy()}
             )
-
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say where the files are."""
-        folder = output_folder(trainer, self.folder, "predictions")
-        if folder is not None:
-            rank_zero_info(f"Images written to {folder}")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 
-from callbacks.output_folder import output_folder
+from callbacks.output_folder import PredictionWriter
 from datamodules.labels import ENCODINGS
 
 
-class WritePredictions(Callback):
+class WritePredictions(PredictionWriter):
     """In prediction, one PNG per image, at its stored size and under its own name.
 
     All files lie in one folder, ready to be zipped: the servers of Cityscapes (ids), ACDC and Dark Zurich
@@ -36,6 +33,7 @@ class WritePredictions(Callback):
             batches without ``name``, or two images of one name.
     """
 
+    written = ("Label maps", "images")
     family = "write_predictions"
 
     def __init__(
@@ -49,19 +47,15 @@ class WritePredictions(Callback):
             raise MisconfigurationException(
                 f"WritePredictions(suffix={suffix!r}): label maps are PNGs, end it with .png"
             )
-        self.encoding, self.folder, self.suffix = encoding, folder, suffix
-        self._written: set[Path] = set()
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start anew."""
-        self._written = set()
+        super().__init__(folder)
+        self.encoding, self.suffix = encoding, suffix
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Write the label maps of one batch."""
-        folder = output_folder(trainer, self.folder, "predictions")
+        folder = self.target(trainer)
         if folder is None:
             return
         if not isinstance(outputs, dict) or "label" not in outputs or not outputs.get("name"):
@@ -76,12 +70,8 @@ class WritePredictions(Callback):
         labels = outputs["label"].cpu().numpy()
         for label, name in zip(labels, self._file_names(trainer, outputs["name"], batch), strict=True):
             path = folder / name
-            if path in self._written:
-                raise MisconfigurationException(
-                    f"WritePredictions: two images are called {name}, and the second would overwrite the first"
-                )
+            self.claim(path, name)
             Image.fromarray(encoding.encode(label)).save(path)
-            self._written.add(path)
 
     def _file_names(self, trainer: L.Trainer, stems: list[str], batch: Any) -> list[str]:
         """The names of a batch's files."""
@@ -92,9 +82,3 @@ class WritePredictions(Callback):
         if pairs is None:
             return [f"{stem}.png" for stem in stems]
         return [f"{pairs[index].image.stem}.png" for index in batch["index"].tolist()]
-
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say where the files are."""
-        folder = output_folder(trainer, self.folder, "predictions")
-        if folder is not None:
-            rank_zero_info(f"Label maps written to {folder}")

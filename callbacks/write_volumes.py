@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from callbacks.output_folder import output_folder
+from callbacks.output_folder import PredictionWriter
 from datamodules.volume_files import write_nifti
 from datamodules.volume_processing import to_original_space
 
 
-class WriteVolumes(Callback):
+class WriteVolumes(PredictionWriter):
     """In prediction, one NIfTI file per volume: the size, orientation and affine of its own file, under its name.
 
     What processing did is undone: spacing, orientation and the cut around the foreground (0 outside it).
@@ -31,6 +28,7 @@ class WriteVolumes(Callback):
             benchmark without records of its volumes, or two volumes of one name.
     """
 
+    written = ("Label maps", "volumes")
     family = "write_predictions"
 
     def __init__(self, folder: str | None = None, suffix: str = ".nii.gz") -> None:
@@ -38,19 +36,15 @@ class WriteVolumes(Callback):
             raise MisconfigurationException(
                 f"WriteVolumes(suffix={suffix!r}): label maps are NIfTI files, end it with .nii.gz or .nii"
             )
-        self.folder, self.suffix = folder, suffix
-        self._written: set[Path] = set()
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start anew."""
-        self._written = set()
+        super().__init__(folder)
+        self.suffix = suffix
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Write the label maps of one batch."""
-        folder = output_folder(trainer, self.folder, "predictions")
+        folder = self.target(trainer)
         if folder is None:
             return
         loader: Any = trainer.predict_dataloaders
@@ -64,19 +58,9 @@ class WriteVolumes(Callback):
         for found, index in zip(label.cpu().numpy(), batch["index"].tolist(), strict=True):
             record = records[index]
             path = folder / f"{record.name}{self.suffix}"
-            if path in self._written:
-                raise MisconfigurationException(
-                    f"WriteVolumes: two volumes are called {record.name}, and the second would overwrite the first"
-                )
+            self.claim(path, record.name)
             affine, original = np.array(record.affine), np.array(record.original_affine)
             restored = to_original_space(
                 found.astype(np.uint8), affine, tuple(record.original_size), original
             )
             write_nifti(path, restored, original)
-            self._written.add(path)
-
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say where the files are."""
-        folder = output_folder(trainer, self.folder, "predictions")
-        if folder is not None:
-            rank_zero_info(f"Label maps written to {folder}")

@@ -111,6 +111,7 @@ def sheet_rows(path: Path) -> list[dict[str, Any]]:
             f"{path} cannot be read as an Excel file ({type(error).__name__}: {error})"
         ) from error
     names = [str(name).strip() for name in head]
+    # A sheet stores no empty cells behind the last one of a row; readers look columns up by name.
     return [dict(zip(names, row, strict=False)) for row in rows if any(cell is not None for cell in row)]
 
 
