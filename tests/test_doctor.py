@@ -317,3 +317,21 @@ def test_environment_refuses_places_and_devices(tmp_path: Path, monkeypatch: pyt
     assert environment.imports(["no_such_module"]).status == "stop"
     free, total = environment.host_memory()
     assert free is None or total is None or 0 < free <= total
+
+
+@pytest.mark.parametrize(
+    ("builds", "status"),
+    [
+        (("cu130", "cu132", ""), "ok"),
+        (("cu128", "cu130", "cu130"), "stop"),
+        (("cpu", "cu130", "cpu"), "stop"),
+    ],
+)
+def test_builds_for_different_devices(
+    monkeypatch: pytest.MonkeyPatch, builds: tuple[str, ...], status: str
+) -> None:
+    for name, build in zip(environment.COMPILED, builds, strict=True):
+        monkeypatch.setattr(f"{name}.__version__", f"2.14.1+{build}" if build else "2.14.1")
+    check = environment.imports()
+    assert check.status == status
+    assert ("torchvision +cu130" in check.found) == (status == "stop")

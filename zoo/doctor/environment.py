@@ -124,7 +124,7 @@ def imports(modules: Iterable[str] = COMPILED) -> Check:
             "reinstall torch, torchvision and torchaudio together, from one index of wheels",
         )
     builds = {name: module.__version__.partition("+")[2] for name, module in loaded.items()}
-    if len({build for build in builds.values() if build}) > 1:
+    if len({_device_kind(build) for build in builds.values() if build}) > 1:
         shown = ", ".join(f"{name} +{build}" for name, build in builds.items())
         return Check(
             "imports",
@@ -133,6 +133,11 @@ def imports(modules: Iterable[str] = COMPILED) -> Check:
             "install all from one index of wheels",
         )
     return Check("imports", "ok", f"{', '.join(loaded)} load")
+
+
+def _device_kind(build: str) -> str:
+    """``cu13`` of ``cu130`` and of ``cu132``: minor versions of CUDA work together, major ones do not."""
+    return re.sub(r"(?<=^cu\d\d)\d$", "", build)
 
 
 # -- devices ---------------------------------------------------------------------------------------------
