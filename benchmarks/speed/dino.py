@@ -26,7 +26,7 @@ PEERS = {
     "stable-pretraining": "stable-pretraining==0.1.*",
     "solo-learn": "solo-learn==1.*",
 }
-OURS = ("zoo", "zoo, fused AdamW", "hand-written")
+OURS = ("zoo", "zoo, AdamW not fused", "hand-written")
 #: Installed here and the same for everybody.
 SHARED = ("torch", "torchvision", "lightning", "pytorch-lightning", "timm", "torchmetrics", "numpy")
 

@@ -36,7 +36,7 @@ def by_size(crops: list[Tensor]) -> dict[str, Tensor]:
     return {"global": torch.cat(crops[:2]), "local": torch.cat(crops[2:])}
 
 
-def ours(options: dict[str, Any], fused: bool = False) -> Built:
+def ours(options: dict[str, Any], fused: bool = True) -> Built:
     import lightning
 
     from zoo import DINO
@@ -44,7 +44,7 @@ def ours(options: dict[str, Any], fused: bool = False) -> Built:
     method = DINO(
         backbone=options["backbone"], backbone_args={"img_size": CROPS[0]}, prototypes=options["prototypes"]
     )
-    method.optim.options = {"fused": True} if fused else {}
+    method.optim.options["fused"] = fused
     return method, {"views": by_size(views(options))}, lightning
 
 
@@ -171,7 +171,7 @@ def stable_pretraining(options: dict[str, Any]) -> Built:
 
 BUILDS: dict[str, Any] = {
     "zoo": ours,
-    "zoo, fused AdamW": lambda options: ours(options, fused=True),
+    "zoo, AdamW not fused": lambda options: ours(options, fused=False),
     "hand-written": hand_written,
     "lightly": lightly,
     "lightly-train": lightly_train,

@@ -30,6 +30,7 @@ class DINO(SelfDistillation):
         """AdamW at 5e-4 per 256 images: the rate here is that of the published batches of 1024."""
         return Optim(
             "adamw",
+            options={"fused": True},
             lr=2e-3,
             weight_decay=0.04,
             final_weight_decay=0.4,

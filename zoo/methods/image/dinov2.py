@@ -58,6 +58,7 @@ class DINOv2(IBOT):
         """AdamW at 4e-3 * sqrt(batch / 1024): the rate here is that of batches of 1024."""
         return Optim(
             "adamw",
+            options={"fused": True},
             lr=4e-3,
             weight_decay=0.04,
             final_weight_decay=0.4,

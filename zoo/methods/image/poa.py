@@ -146,6 +146,7 @@ class POA(SelfDistillation):
         """AdamW at 4e-3 * sqrt(batch / 1024), here that of batches of 1024; a cosine left at 78 % (ViT)."""
         return Optim(
             "adamw",
+            options={"fused": True},
             lr=4e-3,
             weight_decay=0.04,
             final_weight_decay=0.4,
