@@ -131,6 +131,7 @@ def test_run_holds_config_curves_summary_and_card() -> None:
 
 def test_resumed_run_is_the_same_run() -> None:
     assert zoo_run("fit", *OFFLINE, "--run_dir", "here", steps=2) == 0
+    time.sleep(1)  # W&B names folders by the second and the id, which is the same
     assert zoo_run("fit", *OFFLINE, "--run_dir", "here", "--ckpt_path", "last", steps=4) == 0
     first, second = (Logged(Path("here"), number) for number in (0, 1))
     assert first.run.run_id == second.run.run_id
