@@ -6,7 +6,7 @@ import hashlib
 import json
 import wave
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import Any, BinaryIO, ClassVar, Final, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from datamodules.audio import AudioDataModule
 from datamodules.audio_lists import Listed, listed_clips, numbered
-from datamodules.audio_sets import AudioClips
+from datamodules.audio_sets import AudioClips, AudioSubset, padded
 from datamodules.cache import cache_root, ensure_folder, write_atomically
 from datamodules.formant_speech import RATE
 from datamodules.keyword_voices import KEYWORDS, SYNTHESISERS, Voices, require_programs
@@ -27,6 +29,7 @@ from datamodules.layout import Layout, Split
 _VERSION: Final = 1
 _LOUD: Final = 0.01  # what comes before and after is cut off
 _PEAK: Final = (0.2, 0.8)
+_PAUSE: Final = 0.08  # longest between words of a phrase, in seconds
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,9 @@ class SpokenKeywords(AudioDataModule):
         per_target_voice: renditions of every word by every target voice.
         test_on: clips that are tested on: of the ``source`` domain by unheard voices, or of the ``target`` domain.
         with_target: pre-training (``labels: false``) sees the target domain's clips as well.
-        seconds: longest part that is read of a clip; clips last one second.
+        words: pre-training sees phrases of so many words in place of single ones, see :class:`SpokenPhrases`; so do
+            its validation and test.
+        seconds: longest part that is read of a clip; clips of one word last one second.
         **common: see :class:`~datamodules.audio.AudioDataModule`.
 
     Raises:
@@ -135,6 +140,7 @@ class SpokenKeywords(AudioDataModule):
         per_target_voice: int = 6,
         test_on: Literal["source", "target"] = "source",
         with_target: bool = False,
+        words: int = 1,
         seconds: float | None = 1.0,
         **common: Any,
     ) -> None:
@@ -145,7 +151,11 @@ class SpokenKeywords(AudioDataModule):
             raise ValueError(f"test_on must be source or target, got {test_on!r}.")
         if with_target and self.labels:
             raise ValueError("with_target: true shows the target's clips without labels: set labels: false.")
-        self.test_on, self.with_target = test_on, with_target
+        if words < 1 or (words > 1 and self.labels):
+            raise ValueError(
+                f"words={words} must be at least 1, and above it set labels: false: phrases have no one label."
+            )
+        self.test_on, self.with_target, self.words = test_on, with_target, words
 
     def prepare_data(self) -> None:
         """Make the clips, unless they are there already; raises SynthesiserError where a program is missing."""
@@ -164,6 +174,50 @@ class SpokenKeywords(AudioDataModule):
             root, files = self.files(folder)
             clips += [Listed(file, (file.split("/")[1],)) for file in files]
         return listed_clips(root, clips, numbered(KEYWORDS), root)
+
+    def shown(
+        self, clips: AudioClips, positions: np.ndarray | None, name: str, training: bool
+    ) -> AudioSubset:
+        """The clips, or phrases of them."""
+        subset = super().shown(clips, positions, name, training)
+        return subset if self.words == 1 else SpokenPhrases(subset, self.words)
+
+
+class SpokenPhrases(AudioSubset):
+    """Phrases of words that follow one another: a clip without the silence around it, then others of the subset.
+
+    Between them lie pauses of up to 0.08 s. A word alone in its second is mostly silence, and little can be guessed
+    about it from what comes before and after.
+
+    Args:
+        subset: clips of one word.
+        words: of every phrase; the end is cut off where it gets longer than the subset's ``seconds``.
+    """
+
+    def __init__(self, subset: AudioSubset, words: int) -> None:
+        # Draws belong to a phrase, so that training has others in each pass.
+        super().__init__(
+            subset.clips.without_labels(), subset.positions, subset.reading, subset.seconds, "random"
+        )
+        self.words, self._padded_to = words, subset._padded_to
+
+    def batch(self, index: np.ndarray, rngs: Sequence[np.random.Generator] | None = None) -> dict[str, Any]:
+        """As of the base; ``rngs`` draw what follows the first word, None the same whenever it is asked for."""
+        draws = rngs or [np.random.default_rng([0, int(number)]) for number in index]
+        phrases = [self._phrase(int(first), rng) for first, rng in zip(index, draws, strict=True)]
+        waveform, length = padded(phrases, self._padded_to)
+        names = [self.path(int(number)).stem for number in index]
+        return {"waveform": waveform, "length": length, "index": torch.from_numpy(index), "name": names}
+
+    def _phrase(self, first: int, rng: np.random.Generator) -> Tensor:
+        rate, parts = self.reading.sample_rate, list[Tensor]()
+        for number in (first, *rng.integers(len(self), size=self.words - 1)):
+            clip = self.reading.clip(self.path(int(number)))
+            sounding = clip.nonzero()[:, 0]
+            pause = int(rng.integers(round(_PAUSE * rate) + 1))
+            parts.append(F.pad(clip[sounding[0] : sounding[-1] + 1], (0, pause)))
+        longest = None if self.seconds is None else round(self.seconds * rate)
+        return torch.cat(parts)[:longest]
 
 
 def _placed(sound: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:

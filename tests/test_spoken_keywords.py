@@ -54,6 +54,34 @@ def test_spoken_keywords(tmp_path: Path) -> None:
         SpokenKeywords(**settings, with_target=True)
 
 
+def test_phrases_are_words_without_the_silence_around_them(tmp_path: Path) -> None:
+    settings = {**tiny_audio.spoken_keywords(tmp_path), "labels": False, "seconds": 3.0}
+    data = opened(SpokenKeywords(**settings, words=3))
+    shown, alone = data.datasets["train"], opened(SpokenKeywords(**settings)).datasets["train"]
+    batch = shown.__getitems__([0, 1, 2])
+    assert set(batch) == {"waveform", "length", "index", "name", "draw"}
+    for number, length in enumerate(batch["length"].tolist()):
+        word = alone[number]["waveform"]  # the same order of first words
+        word = word[word.nonzero()[0, 0] : word.nonzero()[-1, 0] + 1]
+        phrase = batch["waveform"][number, :length]
+        assert torch.equal(phrase[: len(word)], word)
+        silent = (phrase == 0).unfold(0, 800, 400).all(1)  # 50 ms
+        assert len(word) + 2 * 0.1 * RATE < length
+        assert silent.float().mean() < 0.3 < (alone[number]["waveform"] == 0).float().mean()
+    assert torch.equal(shown.__getitems__([1])["waveform"][0, :length], batch["waveform"][1, :length])
+    train = len(shown)
+    later = next(d for d in range(train, 2 * train) if shown[d]["index"] == batch["index"][0])
+    assert not torch.equal(shown[later]["waveform"], shown[0]["waveform"])  # other words follow
+    val = data.datasets["val"]
+    assert torch.equal(val[4]["waveform"], val.__getitems__([4, 2])["waveform"][0, : val[4]["length"]])
+    assert data.datasets["val"].seconds == 3.0
+    cut = opened(SpokenKeywords(**{**settings, "seconds": 0.9}, words=4)).datasets["train"]
+    assert cut[0]["length"] == round(0.9 * RATE)
+    for wrong in ({"words": 0}, {"words": 2, "labels": True}):
+        with pytest.raises(ValueError, match=r"words=\d must be at least 1, and above it set labels: false"):
+            SpokenKeywords(**{**settings, **wrong})
+
+
 def test_spoken_words_can_be_told_apart_across_voices(tmp_path: Path) -> None:
     """Mean spectra of a word, normalised by voice, are nearest to those of the same word more often than by chance."""
     data = opened(keywords(tmp_path))

@@ -131,6 +131,18 @@ def test_codes_are_entries_and_their_gradient_is_that_of_the_softmax() -> None:
         GumbelQuantiser(6, 8, groups=3)
 
 
+def test_the_first_logits_are_as_large_as_asked_for() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(500, 64)
+    for std in (1.0, 0.25):
+        spread = GumbelQuantiser(64, 8, entries=100, logits_std=std).logits(x).std().item()
+        assert spread == pytest.approx(8 * std, rel=0.05)
+    learner = method(logits_std=1e-6)
+    assert learner.student.quantiser.logits.weight.abs().max() < 1e-5
+    with pytest.raises(ValueError, match=r"logits_std=0\.0 must be positive"):
+        method(logits_std=0.0)
+
+
 def test_diversity_counts_the_entries_in_use() -> None:
     weight = torch.ones(2, 4)
     even, single = torch.full((2, 4, 1, 8), 1 / 8), torch.eye(8)[0].expand(2, 4, 1, 8)

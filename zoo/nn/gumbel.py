@@ -32,27 +32,34 @@ class GumbelQuantiser(nn.Module):
     """G codebooks of V entries each, chosen by a linear layer.
 
     In training an entry is sampled at ``temperature``, and the gradient is that of the softmax; in evaluation it is the
-    most probable one. Logits start as normals of std 1, entries uniform in [0, 1).
+    most probable one. Entries start uniform in [0, 1).
 
     Args:
         dim: D, channels of what is quantised.
         code_dim: channels of the result; divisible by ``groups``.
         groups: G.
         entries: V.
+        logits_std: of the linear layer's first weights; 1 as wav2vec 2.0 was released. Of inputs of D values around 1
+            the logits' is ``sqrt(D)`` times that: where it is far above the noise's 1.3, entries are as good as chosen
+            before training, and those that lose everywhere get hardly any gradient.
 
     Raises:
-        ValueError: ``code_dim`` cannot be divided, or fewer than two entries.
+        ValueError: ``code_dim`` cannot be divided, fewer than two entries, or ``logits_std`` not positive.
     """
 
-    def __init__(self, dim: int, code_dim: int, groups: int = 1, entries: int = 1024) -> None:
+    def __init__(
+        self, dim: int, code_dim: int, groups: int = 1, entries: int = 1024, logits_std: float = 1.0
+    ) -> None:
         super().__init__()
         if groups < 1 or code_dim % groups:
             raise ValueError(f"groups={groups} must divide the {code_dim} channels of a code")
         if entries < 2:
             raise ValueError(f"entries={entries}: a codebook has at least two")
+        if logits_std <= 0:
+            raise ValueError(f"logits_std={logits_std} must be positive")
         self.groups, self.entries = groups, entries
         self.logits = nn.Linear(dim, groups * entries)
-        nn.init.normal_(self.logits.weight)
+        nn.init.normal_(self.logits.weight, std=logits_std)
         nn.init.zeros_(self.logits.bias)
         self.codebook = nn.Parameter(torch.rand(groups, entries, code_dim // groups))
 

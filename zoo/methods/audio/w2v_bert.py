@@ -31,15 +31,23 @@ class W2vBERTNetwork(nn.Module):
         contrastive_layers: the first so many of its layers make the context vectors; the others read these.
         groups: codebooks.
         entries: of every codebook.
+        logits_std: see :class:`zoo.nn.gumbel.GumbelQuantiser`.
     """
 
     def __init__(
-        self, backbone: ConformerBackbone, contrastive_layers: int, groups: int, entries: int
+        self,
+        backbone: ConformerBackbone,
+        contrastive_layers: int,
+        groups: int,
+        entries: int,
+        logits_std: float = 1.0,
     ) -> None:
         super().__init__()
         self.backbone, self.contrastive_layers = backbone, contrastive_layers
         self.num_blocks = backbone.num_blocks
-        self.quantiser = GumbelQuantiser(backbone.encoded_dim, backbone.embed_dim, groups, entries)
+        self.quantiser = GumbelQuantiser(
+            backbone.encoded_dim, backbone.embed_dim, groups, entries, logits_std
+        )
         predicts = contrastive_layers < backbone.num_blocks
         self.prediction = nn.Linear(backbone.embed_dim, groups * entries) if predicts else None
 
@@ -88,6 +96,7 @@ class W2vBERT(AudioMethod):
         prediction_layers: layers after it; ``None``: all that the backbone has. The backbone is made as deep as both.
         groups: codebooks; 1 as published.
         entries: V of every codebook.
+        logits_std: of the quantiser's first weights, see :class:`zoo.nn.gumbel.GumbelQuantiser`.
         mask_probability: that a step begins a masked span.
         mask_length: steps of a span.
         mask_with: ``learned`` vector, or normal ``noise``.
@@ -118,6 +127,7 @@ class W2vBERT(AudioMethod):
         prediction_layers: int | None = None,
         groups: int = 1,
         entries: int = 1024,
+        logits_std: float = 1.0,
         mask_probability: float = 0.065,
         mask_length: int = 10,
         mask_with: Literal["learned", "noise"] = "learned",
@@ -152,7 +162,7 @@ class W2vBERT(AudioMethod):
             raise ValueError(
                 f"contrastive_layers={contrastive_layers} must be within [1, {network.num_blocks}], the depth"
             )
-        self.student = W2vBERTNetwork(network, contrastive_layers, groups, entries)
+        self.student = W2vBERTNetwork(network, contrastive_layers, groups, entries, logits_std)
         self.masking = SpanMasking(mask_probability, mask_length)
         self.mask_with, self.distractors, self.temperature = mask_with, distractors, temperature
         self.gumbel, self.per_item = gumbel, average == "utterances"
