@@ -1,8 +1,8 @@
 """Does predicting codes add to telling them apart? w2v-BERT against its contrastive part alone, three seeds.
 
-A conformer of four layers is pre-trained on all 840 spoken keywords of the training voices without labels: with two
-contrastive and two predicting layers (w2v-BERT), or with four contrastive ones (wav2vec 2.0 with conformers); equally
-many steps, the same rate. Then it is frozen, and a logistic regression learns the words from the mean of its steps
+A conformer of four layers is pre-trained on phrases of the 840 spoken keywords of the training voices, without labels:
+with two contrastive and two predicting layers (w2v-BERT), or with four contrastive ones (wav2vec 2.0 with conformers);
+equally many steps, the same rate and codebook. Then it is frozen, and a logistic regression learns the words from the mean of its steps
 over time, from all training clips or from 101 of them (others for each seed). Layer and regularisation are those that
 are best on the validation voices; accuracy is that of 480 test clips by four voices that nobody heard. The same is done
 with the network before training.
@@ -31,7 +31,7 @@ from datamodules import SpokenKeywords
 from zoo.methods.audio.base import as_image
 from zoo.methods.audio.w2v_bert import W2vBERT
 
-STEPS = 500
+STEPS = 600
 CONFIGS = {"w2v-BERT": "w2v_bert/embedded", "contrastive alone": "w2v_bert/embedded_contrastive"}
 UNTRAINED = "before training"
 LABELS = {"train": "840 labels", "labelled": "101 labels"}
