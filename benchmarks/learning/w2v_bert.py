@@ -125,7 +125,11 @@ def main() -> None:
             for title, accuracy in probed(network, run.seed).items():
                 scores.setdefault(name, {}).setdefault(title, []).append(round(accuracy, 2))
     if arguments.json:
-        record = {"seeds": seeds, "accuracy": scores, "runs": [vars(run) for run in runs]}
+        record = {
+            "seeds": seeds,
+            "accuracy": scores,
+            "runs": [{k: v for k, v in vars(run).items() if k != "folder"} for run in runs],
+        }
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
     report(scores)
     for run in runs:
