@@ -85,7 +85,7 @@ class PackagedPhotographs(DenoisingDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the photographs of a stage and add their noise."""
         for name, split in self.eval_splits(stage).items():
-            tiles = [pair for photograph in PHOTOGRAPHS[split] for pair in self._tiles(*photograph)]
+            tiles = [tile for place in PHOTOGRAPHS[split] for tile in self._tiles(*place)]
             clean, noisy, names = zip(*tiles, strict=True)
             self.datasets[name] = WholePictures(noisy, names, clean)
         if stage in (None, "fit"):
