@@ -42,13 +42,13 @@ ENCODER: dict[str, Any] = {
 PRETRAINING: dict[str, Any] = {
     "decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 4, "mask_ratio": 0.75, "background": "zero",
 }  # fmt: skip
-STEPS = 200
+STEPS = 600
 RATE = 2e-3
 #: Of the linear classifiers.
 DECAYS = (1e-4, 1e-3, 1e-2)
 EYES = {
-    "photographs": {"num_train": 800, "num_val": 100, "num_test": 200},
-    "scans": {"num_train": 400, "num_val": 100, "num_test": 200},
+    "photographs": {"num_train": 800, "num_val": 100, "num_test": 400},
+    "scans": {"num_train": 400, "num_val": 100, "num_test": 400},
 }
 STARTS = ("first weights", "Uni4Eye")
 
