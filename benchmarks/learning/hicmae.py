@@ -102,11 +102,13 @@ def one_seed(seed: int, folder: Path, split: str) -> dict[str, Any]:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     checkpoint, start = folder / f"hicmae-seed{seed}.ckpt", time.process_time()
+    found: dict[str, Any] = {}
     if not checkpoint.is_file():
         pretrain(seed, checkpoint)
-    found: dict[str, Any] = {"pretraining_cpu_seconds": round(time.process_time() - start)}
+        found["pretraining_cpu_seconds"] = round(time.process_time() - start)
     for row in ROWS:
         found[row] = finetune(seed, row, checkpoint, split)
+        print(f"{split}, seed {seed}, {row}: {found[row]['WAR']:.1f}", flush=True)
     found["cpu_seconds"] = round(time.process_time() - start)
     done.write_text(json.dumps(found, indent=1))
     return found
