@@ -133,9 +133,8 @@ def _sound(who: Person, rises: bool, beats: float, phase: float, rng: np.random.
     loud = 0.4 + 0.6 * _envelope(time, beats, phase)
     sound = 0.15 * hum * loud + rng.normal(0, 0.02, SAMPLES)
     # Pips, anywhere in time and pitch, are to the sound what grain is to the picture.
-    for at, tone in zip(
-        rng.uniform(0, 1, PIPS), np.exp(rng.uniform(*np.log((150, 5000)), PIPS)), strict=True
-    ):
+    places, tones = rng.uniform(0, 1, PIPS), 150.0 * (5000 / 150) ** rng.uniform(0, 1, PIPS)
+    for at, tone in zip(places, tones, strict=True):
         sound += 0.3 * np.exp(-(((time - at) / 0.02) ** 2)) * np.sin(2 * np.pi * tone * SAMPLES / RATE * time)
     return np.clip(sound * rng.uniform(0.5, 1.0), -1, 1).astype(np.float32)
 
