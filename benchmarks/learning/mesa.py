@@ -15,7 +15,7 @@ from benchmarks.runner import Job, Result, default_workers, run_jobs, summary
 
 CASES = {
     "AST": ("audio_classifier/embedded_scratch", 400, "accuracy", {}),
-    "POA": ("poa/embedded", 600, "knn20", {"ranges_of": "tokens"}),
+    "POA": ("poa/embedded", 300, "knn20", {"ranges_of": "tokens"}),
 }
 
 
