@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.test_configs import QUIET, miniature
@@ -73,8 +74,14 @@ def joint(parts: list[Any]) -> Any:
     if isinstance(first, Masks):
         return Masks.of(torch.cat([part.mask for part in parts]))
     if isinstance(first, Tensor):
-        return torch.cat(parts) if first.ndim else first
+        return torch.cat(padded(parts)) if first.ndim else first
     return [item for part in parts for item in part] if isinstance(first, list) else first
+
+
+def padded(parts: list[Tensor]) -> list[Tensor]:
+    """Waveforms are as long as the longest of their rank: with zeros to the longest of all."""
+    longest = max(part.shape[-1] for part in parts)
+    return [F.pad(part, (0, longest - part.shape[-1])) if part.ndim > 1 else part for part in parts]
 
 
 def joint_views(parts: list[dict[str, Any]]) -> dict[str, Any]:
