@@ -12,6 +12,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -59,6 +60,10 @@ class Result:
     def score(self) -> float:
         """The metric on the test images."""
         return self.test[f"test/{self.metric}"]
+
+    def record(self) -> dict[str, Any]:
+        """What is published of it: all but where it lies on this machine."""
+        return {key: value for key, value in vars(self).items() if key != "folder"}
 
 
 def default_workers() -> int:

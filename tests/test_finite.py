@@ -165,6 +165,7 @@ def test_samples_that_are_broken_already_are_named() -> None:
 def test_no_checkpoint_is_written_of_broken_weights() -> None:
     class Save(Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            # A whole checkpoint, as runs write it: here the argument says what is saved, not how it is loaded.
             trainer.save_checkpoint(f"{trainer.global_step}.ckpt", weights_only=False)
 
     with pytest.raises(FloatingPointError, match="in step 2"):

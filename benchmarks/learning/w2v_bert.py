@@ -122,13 +122,13 @@ def main() -> None:
             networks[UNTRAINED] = W2vBERT(**method.hparams)
             networks[UNTRAINED].front_end = method.front_end
         for name, network in networks.items():
-            for title, accuracy in probed(network, run.seed).items():
-                scores.setdefault(name, {}).setdefault(title, []).append(round(accuracy, 2))
+            for title, score in probed(network, run.seed).items():
+                scores.setdefault(name, {}).setdefault(title, []).append(round(score, 2))
     if arguments.json:
         record = {
             "seeds": seeds,
             "accuracy": scores,
-            "runs": [{k: v for k, v in vars(run).items() if k != "folder"} for run in runs],
+            "runs": [run.record() for run in runs],
         }
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
     report(scores)

@@ -97,7 +97,7 @@ def run(name: str, seed: int, steps: int | None, folder: Path, reports: bool) ->
     Args:
         name: one of ``ORDER``.
         seed: of weights, draws, and of the choice of labelled people.
-        steps: other than the config's.
+        steps: of pairs, other than the config's; the supervised baseline has its own.
         folder: keeps the result.
         reports: probe the test people as well; without it nobody looks at them.
     """
@@ -203,7 +203,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/learning/wearable_biosignals"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, help="other than the config's")
+    parser.add_argument("--steps", type=int, help="of both kinds of pairs, other than the config's")
     parser.add_argument("--json", type=Path, help="results; results.json of the folder, where not given")
     parser.add_argument("--validate", action="store_true", help="probe validation people alone")
     arguments = parser.parse_args()
@@ -216,7 +216,7 @@ def main() -> None:
     if arguments.validate:
         return
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps([vars(result) for result in results], indent=1) + "\n")
+    arguments.json.write_text(json.dumps([result.record() for result in results], indent=1) + "\n")
     print(table(results))
     own = {result.seed: result.test["test/classifier_auc"] for result in results if result.name == SUPERVISED}
     print("the supervised classifier itself: " + ", ".join(f"seed {seed} {own[seed]:.1f}" for seed in seeds))

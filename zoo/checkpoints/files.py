@@ -45,7 +45,6 @@ _HARMLESS = re.compile(
 )
 
 
-#: What zipfile and torch raise for archives that are damaged, or packed in ways zipfile cannot unpack.
 DAMAGED_ZIP = (
     zipfile.BadZipFile,
     zlib.error,
