@@ -246,3 +246,8 @@ def constructor_arguments(cls: type) -> list[str]:
             if all(p.kind is not p.VAR_KEYWORD for p in parameters):
                 break
     return names
+
+
+def coming_stage(trainer: Any) -> str | None:
+    """The stage of ``setup`` that a trainer is about to run; None without one."""
+    return None if trainer is None or trainer.state.fn is None else trainer.state.fn.value

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from datamodules.layout import LayoutReport, Pair
-from datamodules.readers import BrokenImageError, SegmentationDataset, read_image
+from datamodules.readers import (
+    BrokenImageError,
+    ImageJob,
+    SegmentationDataset,
+    read_image,
+    resized_image,
+)
 from datamodules.segmentation import UDASegmentation
 
 
@@ -38,6 +44,13 @@ class PartneredDataset(SegmentationDataset):
         sample["image"], sample["day"] = sample["image"].split(3)
         return sample
 
+    def jobs(self) -> list[ImageJob]:
+        """The partners are read as well."""
+        # Several images may share a partner.
+        return list(
+            dict.fromkeys([*super().jobs(), *(ImageJob(p, None, self.resize) for p in self.partners)])
+        )
+
     def load(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Both images stacked ``[6,H,W]``, so that whatever is cut is cut out of both, and the label.
 
@@ -47,7 +60,8 @@ class PartneredDataset(SegmentationDataset):
         image, label = super().load(index)
         day = self._days.get(index)
         if day is None:
-            day = self._resize(read_image(self.partners[index]), None)[0]
+            stored = self._stored.get(self.partners[index])
+            day = stored.read() if stored else resized_image(read_image(self.partners[index]), self.resize)
             if self._cache is not None:
                 self._days[index] = day
         if day.shape != image.shape:

@@ -46,7 +46,7 @@ class StreetShift(UDASegmentation):
         oracle: labelled images are those of the target: the upper bound of adaptation.
         rare_class_temperature: draw source images by the rarity of their classes; None draws them uniformly.
         rare_class_min_pixels: an image is a candidate for a class if it has more pixels of it than this.
-        cache: ``ram`` keeps decoded images in memory.
+        cache: ``ram`` keeps decoded images in memory; see ``UDASegmentation``.
 
     Raises:
         ValueError: an argument is out of range.
@@ -129,7 +129,7 @@ class StreetShiftSemi(SemiSegmentation):
         seed: of everything the loaders draw; None takes that of ``seed_everything``. The scenes never change.
         crop: height and width of training windows; None takes whole images.
         flip: probability of mirroring a training image.
-        cache: ``ram`` keeps decoded images in memory.
+        cache: ``ram`` keeps decoded images in memory; see ``UDASegmentation``.
 
     Raises:
         ValueError: an argument is out of range.
@@ -181,3 +181,4 @@ class StreetShiftSemi(SemiSegmentation):
     def prepare_data(self) -> None:
         """Render the target domain, unless it is there already."""
         self._tree.ensure(self._base)
+        super().prepare_data()

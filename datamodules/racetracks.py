@@ -44,7 +44,7 @@ class RaceTracks(UDASegmentation):
         oracle: labelled images are those of the target: the upper bound of adaptation.
         rare_class_temperature: draw source images by the rarity of their classes; None draws them uniformly.
         rare_class_min_pixels: an image is a candidate for a class if it has more pixels of it than this.
-        cache: ``ram`` keeps decoded images in memory.
+        cache: ``ram`` keeps decoded images in memory; see ``UDASegmentation``.
 
     Raises:
         ValueError: an argument is out of range.

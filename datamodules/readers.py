@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from datamodules.labels import ENCODINGS, IGNORE_INDEX
 from datamodules.layout import Pair
 
 Size = tuple[int, int]
-Cache = Literal["none", "ram"]
+#: ``none``, ``ram``, True (on disk, in the cache of selfzoo) or the folder of a cache on disk.
+Cache = bool | str
 
 _REDRAWS: Final = 10
 _UNREADABLE: Final = (OSError, SyntaxError, ValueError)  # what Pillow raises on damaged files
@@ -129,6 +130,21 @@ def scaled_size(height: int, width: int, resize: Size) -> Size:
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
+def resized_image(image: Tensor, resize: Size | None) -> Tensor:
+    """Image ``[3,H,W]`` uint8 at the size of :func:`scaled_size`, bilinear."""
+    if resize is None:
+        return image.contiguous()
+    return rescaled(image[None], scaled_size(image.shape[1], image.shape[2], resize))[0]
+
+
+def resized_label(label: Tensor, resize: Size | None) -> Tensor:
+    """Label ``[H,W]`` at the size of :func:`scaled_size`, nearest."""
+    if resize is None:
+        return label
+    size = scaled_size(label.shape[0], label.shape[1], resize)
+    return F.interpolate(label[None, None], size=size, mode="nearest")[0, 0]
+
+
 def rescaled(images: Tensor, size: Size) -> Tensor:
     """Images ``[B,3,H,W]`` at another size, bilinear."""
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
@@ -203,6 +219,38 @@ class RandomCrop:
         return slice(top, top + self.size[0]), slice(left, left + self.size[1])
 
 
+class ImageJob(NamedTuple):
+    """One file, and what is done to it before a window is cut.
+
+    Args:
+        file: an image, or a label.
+        encoding: how the label is stored (a key of ``ENCODINGS``); None for an image.
+        resize: bounds of the long and short side, see :func:`scaled_size`.
+    """
+
+    file: Path
+    encoding: str | None = None
+    resize: Size | None = None
+
+
+class StoredPixels(Protocol):
+    """A decoded and resized file on disk (:mod:`datamodules.image_cache`)."""
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the file it was made of."""
+
+    def read(self) -> Tensor:
+        """Uint8 ``[3,H,W]`` or ``[H,W]``."""
+
+
+class PixelCache(Protocol):
+    """Where decoded files are kept."""
+
+    def records(self, jobs: Sequence[ImageJob]) -> Sequence[StoredPixels]:
+        """What was made of the files; raises where something is missing."""
+
+
 class SegmentationDataset(Dataset[dict[str, Any]]):
     """Image and label pairs of one split.
 
@@ -212,7 +260,8 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         resize: bounds of the long and short side, see :func:`scaled_size`; images bilinear, labels nearest.
         resize_label: False keeps labels at their stored size, the size at which they are evaluated.
         crop: window for :meth:`draw`.
-        cache: ``ram`` keeps decoded and resized pairs in the memory of every process that reads them.
+        cache: ``ram`` keeps decoded and resized pairs in the memory of every process that reads them. For one on disk
+            call :meth:`read_from`.
         truth: training draws call the label ``truth``, and windows are drawn as if there were none: it is to be kept
             aside for monitors (:attr:`SegmentationDataModule.truth`).
     """
@@ -228,8 +277,10 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         truth: bool = False,
     ) -> None:
         self.pairs, self.truth = list(pairs), truth
-        self.encoding, self.resize, self.resize_label, self.crop = encoding, resize, resize_label, crop
+        self.encoding, self.resize_label, self.crop = encoding, resize_label, crop
+        self.resize: Size | None = None if resize is None else (resize[0], resize[1])  # YAML gives lists
         self._cache: dict[int, tuple[Tensor, Tensor | None]] | None = {} if cache == "ram" else None
+        self._stored: dict[Path, StoredPixels] = {}
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -268,25 +319,43 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         """
         if self._cache is not None and index in self._cache:
             return self._cache[index]
-        pair = self.pairs[index]
-        image = read_image(pair.image)
-        label = None
-        if self.encoding is not None and pair.label is not None:
-            label = read_label(pair.label, self.encoding)
-            _check_same_size(pair, tuple(image.shape[1:]), tuple(label.shape))
-        loaded = self._resize(image, label)
+        loaded = self._load(self.pairs[index])
         if self._cache is not None:
             self._cache[index] = loaded
         return loaded
 
-    def _resize(self, image: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if self.resize is None:
-            return image.contiguous(), label
-        size = scaled_size(image.shape[1], image.shape[2], self.resize)
-        image = rescaled(image[None], size)[0]
-        if label is not None and self.resize_label:
-            label = F.interpolate(label[None, None], size=size, mode="nearest")[0, 0]
-        return image, label
+    def _load(self, pair: Pair) -> tuple[Tensor, Tensor | None]:
+        labelled = self.encoding is not None and pair.label is not None
+        if self._stored:
+            image = self._stored[pair.image].read()
+            return image, self._stored[pair.label].read() if labelled and pair.label else None
+        image, label = read_image(pair.image), None
+        if labelled and pair.label and self.encoding:
+            label = read_label(pair.label, self.encoding)
+            _check_same_size(pair, tuple(image.shape[1:]), tuple(label.shape))
+            label = resized_label(label, self.resize if self.resize_label else None)
+        return resized_image(image, self.resize), label
+
+    def jobs(self) -> list[ImageJob]:
+        """All files that are read, with what is done to them."""
+        images = [ImageJob(pair.image, None, self.resize) for pair in self.pairs]
+        if self.encoding is None:
+            return images
+        resize = self.resize if self.resize_label else None
+        return images + [ImageJob(pair.label, self.encoding, resize) for pair in self.pairs if pair.label]
+
+    def read_from(self, cache: PixelCache) -> None:
+        """Read what was kept on disk in place of decoding.
+
+        Raises:
+            BrokenImageError: an image and its label differ in size.
+            RuntimeError: a file is not in the cache.
+        """
+        jobs = self.jobs()
+        self._stored = dict(zip((job.file for job in jobs), cache.records(jobs), strict=True))
+        for pair in self.pairs:
+            if pair.label in self._stored:
+                _check_same_size(pair, self._stored[pair.image].size, self._stored[pair.label].size)
 
     @staticmethod
     def _sample(index: int, image: Tensor, label: Tensor | None) -> dict[str, Any]:

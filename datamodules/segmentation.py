@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from datamodules.base import BenchmarkDataModule
+from datamodules.base import BenchmarkDataModule, coming_stage
 from datamodules.batches import Domain, random_flip, set_aside
 from datamodules.class_counts import count_classes
+from datamodules.image_cache import disk_cache
 from datamodules.labels import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 from datamodules.layout import LayoutReport, Pair
 from datamodules.readers import Cache, RandomCrop, SegmentationDataset, Size
@@ -45,6 +46,7 @@ class SegmentationDataModule(BenchmarkDataModule):
             raise ValueError(f"flip must be a probability in [0, 1], got {flip}.")
         self.resize, self.flip, self.cache = resize, flip, cache
         self.crop = None if crop is None else RandomCrop(crop)
+        self.disk_cache = disk_cache(cache)
 
     @abstractmethod
     def train_dataset(self, reports: Mapping[str, LayoutReport]) -> JointDataset:
@@ -55,12 +57,32 @@ class SegmentationDataModule(BenchmarkDataModule):
         """The resize of evaluation images."""
         return {} if self.resize is None else {"resize": list(self.resize)}
 
+    def prepare_data(self) -> None:
+        """Decode what the coming stage reads, where ``cache`` keeps it on disk."""
+        if self.disk_cache is not None:
+            opened = self._opened(coming_stage(self.trainer)).values()
+            jobs = dict.fromkeys(job for dataset in opened for part in _parts(dataset) for job in part.jobs())
+            self.disk_cache.ensure(list(jobs), self.num_workers)
+
     def setup(self, stage: str | None = None) -> None:
-        """Check the roots this stage needs and open their datasets; raises LayoutError at once."""
+        """Check the roots this stage needs and open their datasets.
+
+        Raises:
+            LayoutError: a root is not as its layout declares.
+            CacheError: a file is not in the cache on disk, or has changed since.
+        """
+        opened = self._opened(stage)
+        if self.disk_cache is not None:
+            for part in (part for dataset in opened.values() for part in _parts(dataset)):
+                part.read_from(self.disk_cache)
+        self.datasets |= opened
+
+    def _opened(self, stage: str | None) -> dict[str, SegmentationDataset | JointDataset]:
         reports = self.checked(stage)
+        datasets: dict[str, SegmentationDataset | JointDataset] = {}
         for name, split in self.eval_splits(stage).items():
             report = reports[self.eval_root]
-            self.datasets[name] = SegmentationDataset(
+            datasets[name] = SegmentationDataset(
                 self.usable_pairs(report, split),
                 # None for images whose labels are kept by the benchmark's server.
                 report.splits[split].encoding,
@@ -69,7 +91,8 @@ class SegmentationDataModule(BenchmarkDataModule):
                 cache=self.cache,
             )
         if stage in (None, "fit"):
-            self.datasets["train"] = self.train_dataset(reports)
+            datasets["train"] = self.train_dataset(reports)
+        return datasets
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """As every benchmark's; the truth of unlabelled images is set aside."""
@@ -115,7 +138,8 @@ class UDASegmentation(SegmentationDataModule):
         rare_class_min_pixels: an image is a candidate for a class if it has more pixels of it than this.
         rare_class_min_crop_pixels: its window is drawn again, up to ten times, until it holds more than this
             many.
-        cache: ``ram`` keeps decoded images in memory, for small sets.
+        cache: ``ram`` keeps decoded images in memory, for small sets; true keeps them on disk, decoded and resized, in
+            ``$SELFZOO_CACHE``, a folder keeps them there: filled once by ``prepare_data``, read memory-mapped.
         skip_broken: leave out damaged pairs and count them, instead of stopping.
         allow_partial: accept another number of images than was published.
     """
@@ -183,10 +207,11 @@ class UDASegmentation(SegmentationDataModule):
         return {"source_root": {"train": True}, "target_root": {"train": self.keeps_truth, **target}}
 
     def prepare_data(self) -> None:
-        """Count the classes of labelled images once, if rare ones are to be preferred."""
+        """Count the classes of labelled images once, if rare ones are to be preferred; fill a cache on disk."""
         if self.rare_class_temperature is not None:
             report = self.checked("fit")[self._labelled_root]
             self._rare_class_picker(report, self.usable_pairs(report, "train"))
+        super().prepare_data()
 
     def train_dataset(self, reports: Mapping[str, LayoutReport]) -> JointDataset:
         """Independent draws of both domains."""
@@ -234,6 +259,10 @@ class UDASegmentation(SegmentationDataModule):
             raise ValueError("Rare-class sampling needs rare_class_temperature and labelled images.")
         counts = count_classes(pairs, encoding, report.root)[:, : self.num_classes]
         return RareClassPicker(counts, self.rare_class_temperature, self.rare_class_min_pixels, self.classes)
+
+
+def _parts(dataset: SegmentationDataset | JointDataset) -> list[SegmentationDataset]:
+    return list(dataset.domains.values()) if isinstance(dataset, JointDataset) else [dataset]
 
 
 def _resolve_augment(augment: nn.Module | bool) -> nn.Module | None:

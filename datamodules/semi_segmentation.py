@@ -49,7 +49,7 @@ class SemiSegmentation(SegmentationDataModule):
             too small; see :class:`~datamodules.scaled_crop.ScaledCrop`. None: no resize.
         pad_label: trainId of the padding; 0 as released with U2PL and FST.
         flip: probability of mirroring a training image.
-        cache: ``ram`` keeps decoded images in memory, for small sets.
+        cache: see :class:`~datamodules.segmentation.UDASegmentation`.
         skip_broken: leave out damaged pairs and count them, instead of stopping.
         allow_partial: accept another number of images than was published.
 

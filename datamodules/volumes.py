@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
-from datamodules.base import BenchmarkDataModule
+from datamodules.base import BenchmarkDataModule, coming_stage
 from datamodules.layout import Layout, LayoutError, LayoutReport, Pair, absent_root
 from datamodules.volume_augment import VolumeAugment
 from datamodules.volume_cache import Job, Record, VolumeCache
@@ -188,7 +188,7 @@ class VolumeDataModule(BenchmarkDataModule):
 
     def prepare_data(self) -> None:
         """Process what the coming stage reads, unless it is there undamaged."""
-        stage = _stage(self.trainer) if self.preview is None else "fit"
+        stage = coming_stage(self.trainer) if self.preview is None else "fit"
         jobs = dict.fromkeys(job for group in self.jobs(stage).values() for job in group[: self.preview])
         self.cache.ensure(list(jobs), self.num_workers, self.skip_broken)
 
@@ -314,8 +314,3 @@ class VolumeDataModule(BenchmarkDataModule):
 def _converted(batch: dict[str, Any]) -> dict[str, Any]:
     converted = {**batch, "volume": batch["volume"].float()}
     return {**converted, "label": batch["label"].long()} if "label" in batch else converted
-
-
-def _stage(trainer: Any) -> str | None:
-    """The stage of ``setup`` that a trainer is about to run."""
-    return None if trainer is None or trainer.state.fn is None else trainer.state.fn.value

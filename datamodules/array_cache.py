@@ -1,0 +1,191 @@
+"""Arrays made of files, on disk: made once, read memory-mapped, complete and undamaged or made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.cache import cache_root, write_atomically
+
+_BROKEN: Final = "broken.txt"
+_CHUNK: Final = 1 << 24
+
+
+class ArrayRecord(Protocol):
+    """What a cache knows of an entry: where its arrays lie, and array → CRC-32 of its file."""
+
+    @property
+    def folder(self) -> Path:
+        """Of the arrays."""
+
+    @property
+    def checksums(self) -> dict[str, int]:
+        """Of the arrays."""
+
+
+Job = TypeVar("Job", bound=Hashable)
+Record = TypeVar("Record", bound=ArrayRecord)
+
+
+class ArrayCache(ABC, Generic[Job, Record]):
+    """Arrays below a folder, one folder for each job.
+
+    A job's folder is named by its files (path, size and time), the settings and the version of what makes it: what
+    changes, is made again. A record is written last, so what was interrupted goes on with the next job.
+
+    Args:
+        folder: where to keep them; None takes :attr:`default_folder` in the cache of selfzoo.
+        verify: compare checksums of all that is there (True reads all of it, about a second a gigabyte), or of arrays
+            that were written after their record (``changed``), or only see whether all files are there (False).
+    """
+
+    #: Counts up whenever what is written changes.
+    version: ClassVar[int]
+    #: Below the cache of selfzoo.
+    default_folder: ClassVar[str]
+    #: What is done to what, for messages.
+    verb: ClassVar[str]
+    unit: ClassVar[str]
+    #: What :meth:`make` raises of a file that cannot be used.
+    broken: ClassVar[type[Exception]]
+
+    def __init__(self, folder: str | Path | None = None, verify: bool | Literal["changed"] = True) -> None:
+        self.folder = Path(folder).expanduser() if folder else cache_root() / self.default_folder
+        self.verify = verify
+
+    @abstractmethod
+    def files(self, job: Job) -> list[Path]:
+        """What a job reads; the first is what it is of."""
+
+    @abstractmethod
+    def settings(self, job: Job) -> Any:
+        """What is done, plain values."""
+
+    @abstractmethod
+    def title(self, job: Job) -> str:
+        """How its folder begins."""
+
+    @abstractmethod
+    def record(self, folder: Path, content: dict[str, Any]) -> Record:
+        """The record of what was :meth:`kept <keep>`; a TypeError where it is none."""
+
+    @abstractmethod
+    def make(self, job: Job) -> None:
+        """Make the arrays of one job and :meth:`keep` them; raises :attr:`broken`."""
+
+    def place(self, job: Job) -> Path:
+        """The folder of a job.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        files = [path.resolve() for path in self.files(job)]
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        described = json.dumps([self.version, stats, self.settings(job)])
+        return self.folder / f"{self.title(job)[:80]}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
+
+    def find(self, job: Job) -> Record | None:
+        """The record of a job; None where it is not done."""
+        folder = self.place(job)
+        try:
+            return self.record(folder, json.loads((folder / "record.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def reason(self, job: Job) -> str | None:
+        """Why a file could not be used, where :meth:`ensure` went on without it."""
+        file = self.place(job) / _BROKEN
+        return file.read_text() if file.is_file() else None
+
+    def ensure(self, jobs: Sequence[Job], num_workers: int = 0, skip_broken: bool = False) -> None:
+        """Make what is not there, or not undamaged; safe from several processes at once.
+
+        Args:
+            jobs: what is to be there.
+            num_workers: processes that share the work; 0 works in this one.
+            skip_broken: go on where a file cannot be used, and remember the :meth:`reason`.
+
+        Raises:
+            Exception: :attr:`broken`, a file cannot be used; what was made before stays.
+        """
+        missing = [job for job in jobs if not self._intact(job)]
+        if not missing:
+            return
+        rank_zero_info(f"{self.verb} {len(missing)} of {len(jobs)} {self.unit} to {self.folder} (once).")
+        # Not the loader's own batching: each is a job. Its own generator: a loader draws a number when it starts,
+        # and the run that fills the cache has to train as those that find it full.
+        loader: Any = DataLoader(
+            _Jobs(self, missing), batch_size=None, num_workers=num_workers, generator=torch.Generator()
+        )
+        for job, reason in zip(missing, loader, strict=True):
+            if reason and not skip_broken:
+                raise self.broken(reason)
+            if reason:
+                write_atomically(self.place(job) / _BROKEN, _text(reason))
+
+    def keep(self, job: Job, arrays: Mapping[str, np.ndarray], content: Mapping[str, Any]) -> None:
+        """Write arrays, each in one step, and then the record."""
+        folder, checksums = self.place(job), {}
+        for name, array in arrays.items():
+            write_atomically(folder / f"{name}.npy", _saver(array))
+            checksums[name] = _checksum(folder / f"{name}.npy")
+        write_atomically(folder / "record.json", _text(json.dumps({**content, "checksums": checksums})))
+
+    def _intact(self, job: Job) -> bool:
+        record = self.find(job)
+        if record is None:
+            return False
+        written = (record.folder / "record.json").stat().st_mtime_ns
+        for name, checksum in record.checksums.items():
+            path = record.folder / f"{name}.npy"
+            there = path.is_file()
+            doubtful = there and (
+                path.stat().st_mtime_ns > written if self.verify == "changed" else self.verify
+            )
+            if not there or (doubtful and _checksum(path) != checksum):
+                rank_zero_warn(f"{path} is damaged: {self.verb.lower()} {self.files(job)[0]} again.")
+                return False
+        return True
+
+
+class _Jobs(Dataset[str]):
+    """Works when it is indexed, so that a loader's processes share the work; gives what went wrong, or nothing."""
+
+    def __init__(self, cache: ArrayCache[Any, Any], jobs: Sequence[Any]) -> None:
+        self._cache, self._jobs = cache, jobs
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __getitem__(self, index: int) -> str:
+        try:
+            self._cache.make(self._jobs[index])
+        except self._cache.broken as error:
+            return str(error)
+        return ""
+
+
+def _saver(array: np.ndarray) -> Callable[[Any], None]:
+    return lambda file: np.save(file, array)
+
+
+def _text(text: str) -> Callable[[Any], object]:
+    return lambda file: file.write(text.encode())
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum

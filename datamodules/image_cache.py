@@ -1,0 +1,145 @@
+"""Decoded and resized images and labels on disk, read memory-mapped: where decoding is what training waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.array_cache import ArrayCache
+from datamodules.readers import (
+    BrokenImageError,
+    Cache,
+    ImageJob,
+    read_image,
+    read_label,
+    resized_image,
+    resized_label,
+)
+
+
+class CacheError(RuntimeError):
+    """The cache does not hold what is asked for, or holds it damaged; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """An image or a label in the cache.
+
+    Args:
+        folder: where its array lies.
+        source: its file.
+        size: height and width there.
+        checksums: array → CRC-32 of its file.
+    """
+
+    folder: Path
+    source: str
+    size: tuple[int, int]
+    checksums: dict[str, int]
+
+    def read(self) -> Tensor:
+        """Uint8 ``[3,H,W]`` or ``[H,W]``, memory-mapped: only what is indexed is read. Do not write to it.
+
+        Raises:
+            CacheError: the file is gone or damaged.
+        """
+        path = self.folder / "pixels.npy"
+        try:
+            # Copy on write: tensors cannot be read-only, and nothing that is written would reach the file.
+            return torch.from_numpy(np.load(path, mmap_mode="c"))
+        except (OSError, ValueError, EOFError) as error:
+            raise CacheError(
+                f"{path}, made of {self.source}, is damaged ({error}): start again, which mends it, "
+                f"or delete {self.folder}"
+            ) from error
+
+
+class ImageCache(ArrayCache[ImageJob, ImageRecord]):
+    """Images and labels, see :class:`~datamodules.array_cache.ArrayCache`.
+
+    A file that cannot be decoded raises :class:`~datamodules.readers.BrokenImageError`.
+
+    Args:
+        folder: where to keep them; None takes ``images`` in the cache of selfzoo.
+    """
+
+    version = 1
+    default_folder = "images"
+    verb, unit = "Decoding", "images and labels"
+    broken = BrokenImageError
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        super().__init__(folder, verify="changed")
+
+    def files(self, job: ImageJob) -> list[Path]:
+        """The one file."""
+        return [job.file]
+
+    def settings(self, job: ImageJob) -> list[Any]:
+        """Encoding and resize."""
+        return [job.encoding, job.resize]
+
+    def title(self, job: ImageJob) -> str:
+        """The file's stem."""
+        return job.file.stem
+
+    def record(self, folder: Path, content: dict[str, Any]) -> ImageRecord:
+        """See :class:`ImageRecord`."""
+        height, width = content.pop("size")
+        return ImageRecord(folder=folder, size=(height, width), **content)
+
+    def make(self, job: ImageJob) -> None:
+        """Decode and resize one file.
+
+        Raises:
+            BrokenImageError: it cannot be decoded.
+            ValueError: a label holds values outside its encoding.
+        """
+        if job.encoding is None:
+            whole = read_image(job.file)
+            pixels = resized_image(whole, job.resize)
+        else:
+            whole = read_label(job.file, job.encoding)
+            pixels = resized_label(whole, job.resize)
+        size = [int(side) for side in whole.shape[-2:]]
+        self.keep(
+            job, {"pixels": np.ascontiguousarray(pixels.numpy())}, {"source": str(job.file), "size": size}
+        )
+
+    def records(self, jobs: Sequence[ImageJob]) -> list[ImageRecord]:
+        """What :meth:`ensure` has made of the files.
+
+        Raises:
+            CacheError: something is not there, or of a file that has changed since.
+        """
+        found = [self.find(job) for job in jobs]
+        lost = [job.file for job, record in zip(jobs, found, strict=True) if record is None]
+        if lost:
+            raise CacheError(
+                f"{len(lost)} of {len(jobs)} files are not in {self.folder} as they are now ({lost[0]}): call "
+                "prepare_data() first, or start again if they have changed since"
+            )
+        return [record for record in found if record is not None]
+
+
+def disk_cache(cache: Cache) -> ImageCache | None:
+    """What the argument ``cache`` of a benchmark asks for on disk: None for ``none``, ``ram`` and False.
+
+    Raises:
+        ValueError: it is neither one of these words nor looks like a folder.
+    """
+    if cache in (False, "none", "ram", "false"):
+        return None
+    if cache in (True, "true"):
+        return ImageCache()
+    if not isinstance(cache, str) or not {"/", "\\", "~", "."} & set(cache):
+        raise ValueError(
+            f"cache must be none, ram, true or a folder (written with a slash, such as ./{cache}), got {cache!r}."
+        )
+    return ImageCache(cache)
