@@ -1,12 +1,16 @@
 """Lightning callbacks: when teachers move and when pseudo-labels are made."""
 
+from callbacks.channels_last import ChannelsLast
 from callbacks.checkpoint_io import AtomicCheckpointIO
+from callbacks.checkpointing import GradientCheckpointing
 from callbacks.collapse import CollapseMonitor, RankMe
+from callbacks.compiled import Compile
 from callbacks.defaults import default_monitors
 from callbacks.dense_probe import DenseProbe
 from callbacks.ema_teacher import EMATeacher
 from callbacks.epoch_average import EpochAverage
 from callbacks.exact_resume import ExactResume
+from callbacks.fused_optimizer import FusedOptimizer
 from callbacks.future_teacher import FutureTeacher
 from callbacks.interrupts import Interrupts
 from callbacks.mesa import Mesa
@@ -40,12 +44,16 @@ from zoo.finite import NonFinite
 __all__ = [
     "AtomicCheckpointIO",
     "BatchPreview",
+    "ChannelsLast",
     "CollapseMonitor",
+    "Compile",
     "DenseProbe",
     "EMATeacher",
     "EpochAverage",
     "ExactResume",
+    "FusedOptimizer",
     "FutureTeacher",
+    "GradientCheckpointing",
     "Interrupts",
     "KNNProbe",
     "LinearProbe",

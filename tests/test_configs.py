@@ -33,6 +33,7 @@ from zoo.registry import get_method, list_methods, method_card
 _FILES = {
     path.relative_to(package_configs()).with_suffix("").as_posix(): path
     for path in sorted(package_configs().rglob("*.yaml"), reverse=True)
+    if path.parent.name != "trainer"  # overlays: tests/test_overlays.py
 }
 CONFIGS = sorted(_FILES)
 #: Benchmarks that differ in names and numbers alone → the one that stands for them.

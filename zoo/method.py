@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -53,6 +54,9 @@ class Method(Deployable):
 
     monitor: str | None = None
     monitor_mode: Literal["max", "min"] = "max"
+    #: Overlay of the trainer (``compile``, ``channels_last``, ``checkpointing``, ``fused``) → why it does not go with
+    #: this method; its callback refuses to start.
+    refuses: ClassVar[Mapping[str, str]] = {}
     student: nn.Module
 
     def __init__(self, optim: Optim | None = None, init_from: str | None = None) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -85,6 +85,9 @@ class POA(SelfDistillation):
     """
 
     masks_patches = True
+    refuses: ClassVar[Mapping[str, str]] = {
+        "compile": "every step trains a network of another size, and each of the sizes would be compiled anew"
+    }
 
     def __init__(
         self,
