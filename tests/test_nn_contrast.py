@@ -201,6 +201,22 @@ def test_contrast_is_the_written_out_loss(
     assert (gradient.double() - truth).norm() <= 1e-6 * scale
 
 
+def test_the_regulariser_rides_along() -> None:
+    known, (features, label) = learned(), embeddings(0)
+    bank = known.bank
+    assert bank is not None
+    alone = contrast_regulariser(features, label, known.mean)
+    losses: dict[str, Any] = {
+        "proto": lambda **r: proto_contrast(features, label, known.mean, **r),
+        "dist": lambda **r: distribution_contrast(features, label, known.mean, known.variance, **r),
+        "bank": lambda **r: bank_contrast(features, label, bank.entries, bank.size, mean=known.mean, **r),
+    }
+    for loss in losses.values():
+        torch.testing.assert_close(loss(regulariser=0.5), loss() + 0.5 * alone)
+    with pytest.raises(ValueError, match=r"regulariser=0\.5\) needs mean"):
+        bank_contrast(features, label, bank.entries, bank.size, regulariser=0.5)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_contrast_of_nothing_is_a_differentiable_zero(variant: str) -> None:
     features, label = embeddings(0)

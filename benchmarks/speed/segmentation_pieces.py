@@ -4,6 +4,9 @@
 1024 × 2048. Losses are timed with their backward pass. Results are compared before anything is timed: the largest
 difference from the other form's, relative to its largest entry, must stay below the piece's tolerance. ``transient``
 is the memory a call needs beyond what it is given, in a process of its own whose freed memory goes back at once.
+
+The other form is written anew from the equations and often faster than what was released. ``--released DIR`` measures
+against SePiCo's own code as well, in a checkout that you bring (:mod:`benchmarks.speed.released_sepico`).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,9 +37,10 @@ from benchmarks.speed.paired import (
     reset_peak,
     shown,
 )
+from benchmarks.speed.released_sepico import Released, drawn
 from zoo.nn.augment import DACSAugment
 from zoo.nn.class_statistics import ClassStatistics
-from zoo.nn.contrast import bank_contrast, contrast_regulariser, distribution_contrast
+from zoo.nn.contrast import bank_contrast, distribution_contrast
 from zoo.nn.losses import downscale_label
 from zoo.nn.mixing import ClassMix
 
@@ -45,19 +50,24 @@ Results = Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Piece:
-    """Two forms of one piece, each a call that gives its results; what the ratio should be at most."""
+    """Forms of one piece, each a call that gives its results; what the zoo's ratio to others should be at most."""
 
     zoo: Callable[[], Results]
     other: Callable[[], Results]
     target: float
     tolerance: float
     memory_target: float | None = None
+    released: Callable[[], Results] | None = None
+
+    def rivals(self) -> dict[str, Callable[[], Results]]:
+        return {"other": self.other} | ({"released": self.released} if self.released else {})
 
 
 class Given:
     """Images, labels and embeddings as a step has them: labels are coherent, some pixels are ignored."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, released: Released | None = None) -> None:
+        self.released = released
         torch.manual_seed(0)
         patches = torch.randint(C, (2 * B, 16, 16)).repeat_interleave(32, 1).repeat_interleave(32, 2)
         patches = patches.roll((5, 11), (1, 2))
@@ -108,33 +118,39 @@ class SetStrengths(DACSAugment):
 
 
 def distribution_loss(g: Given) -> Piece:
+    r = g.released
+
     def own(q: Tensor) -> Tensor:
-        loss = distribution_contrast(q, g.cells, g.mean, g.variance, TAU)
-        return loss + contrast_regulariser(q, g.cells, g.mean, TAU)
+        return distribution_contrast(q, g.cells, g.mean, g.variance, TAU, regulariser=1.0)
 
     return Piece(
         with_gradient(g.features, own),
         with_gradient(g.features, lambda q: forms.distribution_loss(q, g.cells, g.mean, g.variance, TAU)),
         target=0.25, tolerance=1e-5,
+        released=r and with_gradient(
+            g.features, lambda q: r.distribution_loss(q, g.cells, g.mean, g.variance, TAU)
+        ),
     )  # fmt: skip
 
 
 def bank_loss(g: Given) -> Piece:
+    r = g.released
     bank = F.normalize(torch.rand(C, ENTRIES, A), dim=2).to(g.mean.device)
     size = torch.full((C,), ENTRIES, device=g.mean.device)
 
     def own(q: Tensor) -> Tensor:
-        loss = bank_contrast(q, g.cells, bank, size, TAU)
-        return loss + contrast_regulariser(q, g.cells, g.mean, TAU)
+        return bank_contrast(q, g.cells, bank, size, TAU, regulariser=1.0, mean=g.mean)
 
     return Piece(
         with_gradient(g.features, own),
         with_gradient(g.features, lambda q: forms.bank_loss(q, g.cells, bank, g.mean, TAU)),
         target=0.15, tolerance=1e-5,
+        released=r and with_gradient(g.features, lambda q: r.bank_loss(q, g.cells, bank, g.mean, TAU)),
     )  # fmt: skip
 
 
 def statistics_update(g: Given) -> Piece:
+    r = g.released
     statistics = ClassStatistics(C, A).to(g.mean.device)
     state = (torch.full((C,), 500.0, device=g.mean.device), g.mean, g.variance)
     held = (statistics.count, statistics.mean, statistics.variance)
@@ -148,30 +164,38 @@ def statistics_update(g: Given) -> Piece:
     def other() -> Results:
         return forms.merged(state, *forms.batch_moments(g.features, g.cells, C))
 
-    return Piece(own, other, target=0.03, tolerance=1e-5, memory_target=0.02)
+    released = r and (lambda: r.statistics(state, g.features, g.cells))
+    return Piece(own, other, target=0.03, tolerance=1e-5, memory_target=0.02, released=released)
 
 
 def down_sampling(g: Given) -> Piece:
+    r = g.released
     return Piece(
         lambda: (downscale_label(g.label, CELL, C),),
         lambda: (forms.cell_label(g.label, CELL, C, 0.75),),
         target=0.1, tolerance=0.0,
+        released=r and (lambda: (r.cell_label(g.label, CELL, C, 0.75),)),
     )  # fmt: skip
 
 
 def class_mix(g: Given) -> Piece:
     target, weight = torch.rand_like(g.image), torch.rand(B, SIDE, SIDE).to(g.image.device)
-    chosen = torch.zeros(B, 256, dtype=torch.bool, device=g.image.device)
-    chosen[0, [1, 3, 4, 8, 9, 11, 13, 15, 17, 255]] = True
-    chosen[1, [0, 2, 3, 5, 6, 7, 10, 12, 16, 18]] = True
+    r, seed = g.released, 0
+    chosen = drawn(g.label, seed)
     mixer = SetClasses(chosen)
     labelled = {"image": g.image, "label": g.label}
     unlabelled = {"image": target, "pseudo_label": g.pseudo, "pseudo_weight": weight}
     classes = [row.nonzero().flatten() for row in chosen]
+
+    def own() -> Results:
+        mixed = mixer(labelled, unlabelled)
+        return mixed["image"], mixed["label"], mixed["weight"]
+
     return Piece(
-        lambda: tuple(mixer(labelled, unlabelled)[key] for key in ("image", "label", "weight")),
+        own,
         lambda: forms.class_mix(g.image, g.label, target, g.pseudo, weight, classes),
         target=0.06, tolerance=0.0,
+        released=r and (lambda: r.class_mix(g.image, g.label, target, g.pseudo, weight, seed)),
     )  # fmt: skip
 
 
@@ -226,15 +250,16 @@ PIECES: dict[str, Callable[[Given], Piece]] = {
 
 
 def difference(piece: Piece) -> float:
-    """Largest difference of the two forms' results, relative to the largest entry.
+    """Largest difference of the zoo's results from any other's, relative to the largest entry.
 
     Raises:
         AssertionError: it is above the tolerance.
     """
     worst = 0.0
-    for own, other in zip(piece.zoo(), piece.other(), strict=True):
-        gap = (own.double() - other.double()).abs().max() / other.double().abs().max().clamp(min=1e-30)
-        worst = max(worst, float(gap))
+    for rival in piece.rivals().values():
+        for own, other in zip(piece.zoo(), rival(), strict=True):
+            gap = (own.double() - other.double()).abs().max() / other.double().abs().max().clamp(min=1e-30)
+            worst = max(worst, float(gap))
     if worst > piece.tolerance:
         raise AssertionError(f"results differ by {worst:.1e}, tolerance {piece.tolerance:.0e}")
     return worst
@@ -250,22 +275,24 @@ def transient(call: Callable[[], object], device: str) -> int:
 
 
 def timed(piece: Piece, device: str, rounds: int) -> dict[str, Any]:
-    """The ratio, after the comparison of results."""
+    """The ratios, after the comparison of results."""
     gap = difference(piece)
-    found = over(in_turns({"zoo": piece.zoo, "other": piece.other}, rounds, device), "other")
+    forms_of = {"zoo": piece.zoo, **piece.rivals()}
+    seconds = in_turns(forms_of, rounds, device)
+    rivals = {name: over(seconds, name) for name in piece.rivals()}
     return {
-        "ratio": found["zoo"],
-        "other_ms": found["other"]["ms"],
+        "ratio": {name: found["zoo"] for name, found in rivals.items()},
+        "ms": {name: rivals["other"][name]["ms"] for name in forms_of},
         "target": piece.target,
         "difference": gap,
         "tolerance": piece.tolerance,
-        "calls": {"zoo": dispatches(piece.zoo), "other": dispatches(piece.other)},
+        "calls": {name: dispatches(form) for name, form in forms_of.items()},
     }
 
 
 def remembered(piece: Piece, device: str) -> dict[str, Any]:
-    """Transient bytes of both forms."""
-    found = {"zoo": transient(piece.zoo, device), "other": transient(piece.other, device)}
+    """Transient bytes of all forms."""
+    found = {name: transient(form, device) for name, form in {"zoo": piece.zoo, **piece.rivals()}.items()}
     return {"transient": found, "memory_target": piece.memory_target}
 
 
@@ -273,6 +300,7 @@ def main() -> None:
     parser = options(__doc__, rounds=5)
     parser.add_argument("--pieces", nargs="*", default=[""], help="some, by the beginnings of their names")
     parser.add_argument("--measure", nargs="*", choices=("time", "memory"), default=["time", "memory"])
+    parser.add_argument("--released", type=Path, help="a checkout of SePiCo, for its authors' own code")
     arguments = parser.parse_args()
     if "memory" in arguments.measure and any(os.environ.get(k) != v for k, v in STRICT_MALLOC.items()):
         options_given = (
@@ -282,15 +310,16 @@ def main() -> None:
         subprocess.run(command, env={**os.environ, **STRICT_MALLOC, "PYTHONPATH": str(ROOT)}, check=True)
         arguments.measure = [kind for kind in arguments.measure if kind != "memory"]
     torch.set_num_threads(1)
-    given = Given(arguments.device)
+    given = Given(arguments.device, arguments.released and Released(arguments.released))
     chosen = {k: build(given) for k, build in PIECES.items() if k.startswith(tuple(arguments.pieces))}
     if "time" in arguments.measure:
         record = {name: timed(piece, arguments.device, arguments.rounds) for name, piece in chosen.items()}
-        header = ["piece", "target", "zoo / other form", "difference", "calls"]
+        header = ["piece", "target", "zoo / other form", "zoo / released", "difference", "calls"]
         lines = [
             [
-                name, f"{r['target']:g}", shown(r["ratio"], 3), f"{r['difference']:.0e} (≤ {r['tolerance']:.0e})",
-                f"{r['calls']['zoo']} / {r['calls']['other']}",
+                name, f"{r['target']:g}",
+                *(shown(r["ratio"][k], 3) if k in r["ratio"] else "-" for k in ("other", "released")),
+                f"{r['difference']:.0e} (≤ {r['tolerance']:.0e})", " / ".join(map(str, r["calls"].values())),
             ]
             for name, r in record.items()
         ]  # fmt: skip
@@ -299,10 +328,16 @@ def main() -> None:
     if "memory" in arguments.measure:
         record = {name: remembered(piece, arguments.device) for name, piece in chosen.items()}
         held = [
-            [name, *(f"{r['transient'][form] / 1e6:.1f}" for form in ("zoo", "other"))]
+            [
+                name,
+                *(
+                    f"{r['transient'][k] / 1e6:.1f}" if k in r["transient"] else "-"
+                    for k in ("zoo", "other", "released")
+                ),
+            ]
             for name, r in record.items()
         ]
-        print(markdown(["piece", "zoo, MB", "other, MB"], held), flush=True)
+        print(markdown(["piece", "zoo, MB", "other, MB", "released, MB"], held), flush=True)
         keep(arguments.json, arguments.device, {"pieces": record})
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from zoo.nn.ranks import gather_ranks, sum_over_ranks
 
 Centroids = Literal["batch", "image"]
+CHANNELS = 128
+"""Whose deviations are in memory at a time."""
 
 
 class FeatureBank(nn.Module):
@@ -115,9 +117,17 @@ class ClassStatistics(nn.Module):
             joint = sum_over_ranks(torch.cat((counts.sum(0)[:, None], sums.sum(0)), 1))
             count, mean = joint[:, 0], joint[:, 1:] / joint[:, :1].clamp(min=1)
             # A second pass around the batch's own means: squares minus squared means would cancel.
-            centre = mean.mT.expand(len(pixels), -1, -1)
-            deviation = torch.baddbmm(pixels, centre, members, alpha=-1)
-            squares = sum_over_ranks(torch.bmm(members, deviation.square_().mT).sum(0))
+            squares = sum_over_ranks(
+                torch.cat(
+                    [
+                        _squared_deviations(part, centre, members)
+                        for part, centre in zip(
+                            pixels.split(CHANNELS, 1), mean.split(CHANNELS, 1), strict=True
+                        )
+                    ],
+                    1,
+                )
+            )
         self.merge(count.long(), mean, squares / count.clamp(min=1)[:, None])
         if self.bank is None:
             return
@@ -142,3 +152,9 @@ class ClassStatistics(nn.Module):
         C, flat = len(self.count), label.flatten(1)
         one_hot = torch.zeros(len(flat), C + 1, flat.shape[1], device=label.device)
         return one_hot.scatter_(1, flat.masked_fill(flat == self.ignore_index, C)[:, None], 1.0)[:, :C]
+
+
+def _squared_deviations(pixels: Tensor, mean: Tensor, members: Tensor) -> Tensor:
+    """Sums ``[C, A]`` of the squared deviations of pixels ``[B, A, P]`` from the mean ``[C, A]`` of their class."""
+    deviation = torch.baddbmm(pixels, mean.mT.expand(len(pixels), -1, -1), members, alpha=-1)
+    return torch.bmm(members, deviation.square_().mT).sum(0)

@@ -20,7 +20,6 @@ from zoo.nn import (
     ProjectionHead,
     ScoreShare,
     bank_contrast,
-    contrast_regulariser,
     distribution_contrast,
     label_of_cells,
     proto_contrast,
@@ -218,16 +217,15 @@ class SePiCo(SelfTraining):
             yield head([features[layer] for layer in layers]), statistics
 
     def _contrast(self, embedding: Tensor, cells: Tensor, known: ClassStatistics) -> Tensor:
-        shared: dict[str, Any] = {"temperature": self.temperature, "ignore_index": self.ignore_index}
+        shared: dict[str, Any] = {
+            "temperature": self.temperature, "ignore_index": self.ignore_index, "regulariser": self.regulariser,
+        }  # fmt: skip
         if self.variant == "distcl":
-            loss = distribution_contrast(embedding, cells, known.mean, known.variance, **shared)
-        elif known.bank is not None:
-            loss = bank_contrast(embedding, cells, known.bank.entries, known.bank.size, **shared)
-        else:
-            loss = proto_contrast(embedding, cells, known.mean, **shared)
-        if self.regulariser:
-            loss = loss + self.regulariser * contrast_regulariser(embedding, cells, known.mean, **shared)
-        return loss
+            return distribution_contrast(embedding, cells, known.mean, known.variance, **shared)
+        if known.bank is not None:
+            bank = known.bank
+            return bank_contrast(embedding, cells, bank.entries, bank.size, mean=known.mean, **shared)
+        return proto_contrast(embedding, cells, known.mean, **shared)
 
     def _cells(self, label: Tensor, embedding: Tensor) -> Tensor:
         return label_of_cells(label, embedding, self.num_classes, self.label_ratio, self.ignore_index)
