@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -17,41 +18,42 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from zoo.broken_batch import BrokenBatch, samples_of
+from zoo.nn.largest import largest_entries
 from zoo.teacher import Teacher
 
 AHEAD = 2
-"""Micro-batches that the host may be ahead of the device before it waits for the flags of the oldest."""
+"""Micro-batches that the host may be ahead of the device before it waits for the values of the oldest."""
 
 
 @dataclasses.dataclass
 class Seen:
-    """A micro-batch whose flags are not known yet.
+    """A micro-batch of which is not known yet whether it is broken.
 
     Args:
         step: optimiser steps before it.
         batch_idx: its number in the epoch.
         batch: what ``training_step`` got, by reference.
         rng: random states before ``training_step``.
-        flags: names of what was looked at, and for each whether it was finite, on the device.
-        arrived: the event after which the flags are on the host; ``None`` where they always are.
+        looked_at: names of what was looked at, and of each a value that is finite if it is, on the device.
+        arrived: the event after which the values are on the host; ``None`` where they always are.
     """
 
     step: int
     batch_idx: int
     batch: dict[str, Any]
     rng: dict[str, Tensor]
-    flags: list[tuple[Callable[[], list[str]], Tensor]] = dataclasses.field(default_factory=list)
+    looked_at: list[tuple[Callable[[], list[str]], Tensor]] = dataclasses.field(default_factory=list)
     arrived: Any = None
 
     def send(self) -> None:
-        """Start to copy the flags to the host, without waiting for the device."""
-        if not self.flags or self.flags[0][1].device.type != "cuda" or self.arrived is not None:
+        """Start to copy the values to the host, without waiting for the device."""
+        if not self.looked_at or self.looked_at[0][1].device.type != "cuda" or self.arrived is not None:
             return
-        names, values = zip(*self.flags, strict=True)
-        sent = [torch.empty(value.shape, dtype=torch.bool, pin_memory=True) for value in values]
+        names, values = zip(*self.looked_at, strict=True)
+        sent = [torch.empty(value.shape, dtype=value.dtype, pin_memory=True) for value in values]
         for host, value in zip(sent, values, strict=True):
             host.copy_(value, non_blocking=True)
-        self.flags = list(zip(names, sent, strict=True))
+        self.looked_at = list(zip(names, sent, strict=True))
         self.arrived = torch.cuda.Event()
         self.arrived.record()
 
@@ -60,10 +62,12 @@ class Seen:
         if self.arrived is not None:
             self.arrived.synchronize()
         found = []
-        for names, finite in self.flags:
-            if not bool(finite.all()):
-                known = names()
-                found += [known[index] for index in (~finite).nonzero().flatten().tolist()]
+        for names, tensor in self.looked_at:
+            values = tensor.tolist()  # cheaper than kernels that compare them, on any device
+            if not all(map(math.isfinite, values)):
+                found += [
+                    name for name, value in zip(names(), values, strict=True) if not math.isfinite(value)
+                ]
         return found
 
 
@@ -72,7 +76,7 @@ class NonFinite(Callback):
 
     A broken step ends the run with one error that names step, samples and terms, and with a file that holds the
     batch, the random state and the method: ``zoo rerun FILE`` computes the step again. On the CPU, and with ``wait``,
-    nothing has been changed by the step when the run ends. Elsewhere the host never waits for the device: flags are
+    nothing has been changed by the step when the run ends. Elsewhere the host never waits for the device: values are
     computed there, copied while it works on, and looked at up to two micro-batches later, before any checkpoint is
     written. The file then holds the right batch, but the weights have taken the broken step, so they are left out:
     run it again from a checkpoint.
@@ -84,7 +88,7 @@ class NonFinite(Callback):
         action: ``stop``, or ``skip``: leave the step out and go on. Student, optimiser and all buffers are then as
             if the step's batches had not been there; its number, and the schedules with it, count on. Costs one
             wait for the device and one copy of the method's buffers in every step.
-        wait: look at the flags before the optimiser steps; default: on the CPU, where it costs nothing.
+        wait: look at the values before the optimiser steps; default: on the CPU, where it costs nothing.
         folder: where files go; default: the trainer's ``default_root_dir``, the run's folder with ``zoo``. A trainer
             that was given none writes none.
         max_skipped: so many broken steps in a row end the run after all.
@@ -161,8 +165,7 @@ class NonFinite(Callback):
         if self._now is None:
             return
         names = [f"loss {name!r}" for name in losses]
-        values = torch.stack([loss.detach().float() for loss in losses.values()])
-        self._now.flags.append((lambda: names, torch.isfinite(values)))
+        self._now.looked_at.append((lambda: names, torch.stack([loss.detach() for loss in losses.values()])))
         # Several processes stop together, when gradients have been averaged: one alone would leave the others waiting.
         if self._waits and self.action == "stop" and pl_module.trainer.world_size == 1:
             self._judge(pl_module, [self._now])
@@ -170,17 +173,20 @@ class NonFinite(Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Look at gradients and teachers, and, where that is free or asked for, at the flags."""
+        """Look at gradients and teachers, and, where that is free or asked for, at their values."""
         if self._now is None:
             return
         trained = [
             p for group in optimizer.param_groups for p in group["params"] if p.grad is not None and p.numel()
         ]
         if trained and getattr(trainer.precision_plugin, "scaler", None) is None:
-            self._now.flags.append((lambda: _names(pl_module, trained), finite(p.grad for p in trained)))
+            gradients = largest_entries(p.grad for p in trained)
+            self._now.looked_at.append((lambda: _names(pl_module, trained), gradients))
         for name, teacher in self._teachers:
             told = [f"teacher {name!r}"]
-            self._now.flags.append((partial(list, told), teacher.parameters_finite().view(1)))
+            self._now.looked_at.append(
+                (partial(list, told), largest_entries(teacher.parameters()).max()[None])
+            )
         if not self._waits:
             return
         if self.action == "stop":
@@ -191,7 +197,7 @@ class NonFinite(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the flags that have arrived."""
+        """Look at the values that have arrived."""
         if not trainer.fit_loop._should_accumulate():
             self._step.clear()
         if self._now is None or self._waits:
@@ -221,7 +227,7 @@ class NonFinite(Callback):
     def _judge_all(self, pl_module: L.LightningModule) -> None:
         if self._waits:
             return
-        waiting = [*self._sent, *([self._now] if self._now is not None and self._now.flags else [])]
+        waiting = [*self._sent, *([self._now] if self._now is not None and self._now.looked_at else [])]
         self._sent.clear()
         self._judge(pl_module, waiting)
 
@@ -285,18 +291,11 @@ class NonFinite(Callback):
         return f"Run the batch again with: zoo rerun {path}. "
 
 
-def finite(tensors: Iterable[Tensor | None]) -> Tensor:
-    """For each tensor whether all of it is finite, ``[N]`` on the device; sharded ones answer for their shard."""
-    local = [getattr(t, "to_local", lambda t=t: t)() for t in tensors if t is not None]
-    largest = torch._foreach_norm(local, float("inf"))
-    return torch.isfinite(torch.stack([norm.float() for norm in largest]))
-
-
 def _names(module: nn.Module, parameters: list[Any]) -> list[str]:
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return [f"gradient of {names.get(id(parameter), 'a parameter')!r}" for parameter in parameters]
 
 
 def _arrived(seen: Seen, sent: deque[Seen]) -> bool:
-    """Whether the flags can be read without waiting; without events, once the next micro-batch is done."""
+    """Whether the values can be read without waiting; without events, once the next micro-batch is done."""
     return len(sent) > 1 if seen.arrived is None else seen.arrived.query()

@@ -10,6 +10,8 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from zoo.nn.largest import largest_entries
+
 Mode = Literal["eval", "train_no_dropout", "train"]
 Buffers = Literal["none", "copy", "average"]
 Init = Literal["copy", "independent"]
@@ -167,8 +169,7 @@ class Teacher(nn.Module):
 
     def parameters_finite(self) -> Tensor:
         """One boolean on the device: whether every parameter is finite."""
-        largest = torch._foreach_norm(list[Tensor](self.network.parameters()), float("inf"))
-        return torch.isfinite(torch.stack([norm.float() for norm in largest])).all()
+        return largest_entries(self.network.parameters()).isfinite().all()
 
     @torch.no_grad()
     def distance(self, student: nn.Module) -> Tensor:
