@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import time
-import warnings
 from pathlib import Path
 
-import lightning as L
 import matplotlib
 import torch
 
-from benchmarks.runner import Job, Result, default_workers, run_jobs
+from benchmarks.report import default_workers
+from benchmarks.runner import Job, Result, run_jobs
+from benchmarks.training import quiet, scores
 from datamodules import StreetShift
 from zoo import FST, SourceOnly
 
@@ -56,10 +55,7 @@ def table(results: dict[str, Result]) -> str:
 def reload_and_test(result: Result, data: StreetShift) -> tuple[FST, float]:
     """Load the checkpoint as a user would and test it again in this process."""
     method = FST.load_from_checkpoint(Path(result.folder) / "checkpoints" / "last.ckpt", map_location="cpu")
-    trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
-    )
-    return method, trainer.test(method, datamodule=data, verbose=False)[0]["test/mIoU"]
+    return method, scores(method, data, "test")["mIoU"]
 
 
 @torch.no_grad()
@@ -98,9 +94,7 @@ def main() -> None:
         "--workers", type=int, default=default_workers(), help="runs side by side, one thread each"
     )
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    quiet()
     start = time.monotonic()
     data = StreetShift(batch_size=8)
     data.prepare_data()  # once, before two processes ask for it

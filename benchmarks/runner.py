@@ -17,6 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from benchmarks.report import default_workers, listed, spread
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -64,13 +66,6 @@ class Result:
     def record(self) -> dict[str, Any]:
         """What is published of it: all but where it lies on this machine."""
         return {key: value for key, value in vars(self).items() if key != "folder"}
-
-
-def default_workers() -> int:
-    """One run per core: a run gains little from a second thread, two runs side by side gain everything."""
-    return max(
-        1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    )
 
 
 def run_jobs(jobs: list[Job], folder: Path, workers: int | None = None) -> list[Result]:
@@ -173,6 +168,17 @@ def last_row(folder: Path, prefix: str) -> dict[str, float]:
     return values
 
 
+def leads(results: list[Result], ours: str, *others: str) -> dict[str, dict[int, float]]:
+    """ "Ours - other" → seed → by how much ours is ahead, for :func:`benchmarks.report.verdict`."""
+    by: dict[str, dict[int, float]] = {}
+    for result in results:
+        by.setdefault(result.name, {})[result.seed] = result.score
+    return {
+        f"{ours} - {other}": {seed: score - by[other][seed] for seed, score in by[ours].items()}
+        for other in others
+    }
+
+
 def summary(results: list[Result], order: list[str], seeds: list[int]) -> str:
     """A Markdown row per method: test score mean ± std and per seed, steps, CPU seconds."""
     metric = results[0].metric if results else "score"
@@ -182,10 +188,6 @@ def summary(results: list[Result], order: list[str], seeds: list[int]) -> str:
         if not rows:
             continue
         values = [row.score for row in rows]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        each = " ".join(f"{value:.1f}" for value in values)
         cpu = statistics.mean(row.cpu_seconds for row in rows)
-        lines.append(
-            f"| {name} | {rows[0].steps} | {statistics.mean(values):.1f} ± {spread:.1f} | {each} | {cpu:.0f} |"
-        )
+        lines.append(f"| {name} | {rows[0].steps} | {spread(values)} | {listed(values)} | {cpu:.0f} |")
     return "\n".join(lines)

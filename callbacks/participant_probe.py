@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -14,8 +14,11 @@ from torchmetrics.functional.classification import binary_auroc
 
 from callbacks.probe import Probe, batch_features, features_of
 from zoo.method import Batch, Method
+from zoo.nn.logistic import logistic_probe
 from zoo.nn.ranks import gather_uneven
 from zoo.nn.ridge import ALPHAS, ridge_probe
+
+Classifier = Literal["ridge", "logistic"]
 
 Embedded = dict[str, Tensor]
 """Features ``[N, D]``, ``participant`` and ``index`` int64 ``[N]``, ``trait`` ``[N, K]``."""
@@ -25,14 +28,17 @@ class ParticipantProbe(Probe):
     """Probes of people, on embeddings of segments (Abbaspourazad et al., ICLR 2024).
 
     * ``val/<trait>_auc`` (percent; of traits that are 0 or 1, if both occur) or ``val/<trait>_mae`` (in the trait's
-      unit): embeddings averaged over a person's segments; a ridge probe fitted to the labelled training people, the
+      unit): embeddings averaged over a person's segments; a linear probe fitted to the labelled training people, the
       traits of the evaluated ones predicted. No person is in both.
     * ``val/retrieval``: percent of segments whose nearest other segment (cosine) is of the same person.
     * ``val/dispersion``: mean cosine distance of segments of one person over that of different people; small is good,
       and 1 where all embeddings are the same.
 
     Args:
-        alphas: penalties of the ridge probe, chosen by leaving out each training person in turn.
+        alphas: penalties of the probes, chosen on the labelled training people: of ridge by leaving out each in turn,
+            of logistic regression by cross-validation.
+        classifier: of traits that are 0 or 1: ``ridge``, as in the code of the authors' follow-up, or ``logistic``
+            regression (extra ``signals``). Other traits are predicted by ridge.
         max_segments: of all ranks together, for retrieval and dispersion, which compare each with each.
         every: run with every such validation.
 
@@ -41,13 +47,22 @@ class ParticipantProbe(Probe):
         MisconfigurationException: the benchmark has no participants.
     """
 
-    def __init__(self, alphas: Sequence[float] = ALPHAS, max_segments: int = 4096, every: int = 1) -> None:
+    def __init__(
+        self,
+        alphas: Sequence[float] = ALPHAS,
+        max_segments: int = 4096,
+        every: int = 1,
+        classifier: Classifier = "ridge",
+    ) -> None:
         super().__init__(every)
+        if classifier not in ("ridge", "logistic"):
+            raise ValueError(f"classifier={classifier!r}: expected ridge or logistic.")
         if not alphas or min(alphas) <= 0 or max_segments < 2:
             raise ValueError(
                 f"alphas={list(alphas)} must be positive and max_segments={max_segments} at least 2."
             )
         self.alphas, self.max_segments = tuple(alphas), max_segments
+        self.classifier: Classifier = classifier
         self._seen: list[Embedded] = []
 
     def begin(self, trainer: L.Trainer, method: Method) -> None:
@@ -74,17 +89,40 @@ class ParticipantProbe(Probe):
         for batch in data.bank_dataloader():
             on_device = trainer.strategy.batch_to_device(batch)
             known.append(_of(on_device, features_of(method, on_device["signal"])["features"]))
-        (bank, labels), (people, truth) = averaged(_gathered(known)), averaged(found)
-        for number, name in enumerate(data.traits):
-            fits, counts = labels[:, number].isfinite(), truth[:, number].isfinite()
-            target, wanted = labels[fits, number], truth[counts, number]
-            prediction = ridge_probe(bank[fits], target, people[counts], self.alphas).prediction
-            if bool(((target == 0) | (target == 1)).all()):
-                if wanted.unique().numel() == 2:
-                    measured[f"{name}_auc"] = 100.0 * binary_auroc(prediction.sigmoid(), wanted.long())
-            else:
-                measured[f"{name}_mae"] = (prediction - wanted).abs().mean()
-        return measured
+        return measured | trait_scores(_gathered(known), found, data.traits, self.alphas, self.classifier)
+
+
+def trait_scores(
+    known: Embedded,
+    found: Embedded,
+    traits: Sequence[str],
+    alphas: Sequence[float] = ALPHAS,
+    classifier: Classifier = "ridge",
+) -> dict[str, Tensor]:
+    """``<trait>_auc`` (percent) or ``<trait>_mae`` of linear probes on embeddings averaged over a person's segments.
+
+    Args:
+        known: segments of labelled people, whom probes are fitted to.
+        found: segments of the people that are asked about.
+        traits: what the columns of both's ``trait`` are called.
+        alphas: penalties to choose from.
+        classifier: of traits that are 0 or 1.
+    """
+    (bank, labels), (people, truth), measured = averaged(known), averaged(found), {}
+    for number, name in enumerate(traits):
+        fits, counts = labels[:, number].isfinite(), truth[:, number].isfinite()
+        target, wanted = labels[fits, number], truth[counts, number]
+        binary = bool(((target == 0) | (target == 1)).all())
+        if binary and classifier == "logistic":
+            prediction = logistic_probe(bank[fits], target, people[counts], alphas)
+        else:
+            prediction = ridge_probe(bank[fits], target, people[counts], alphas).prediction
+        if binary:
+            if wanted.unique().numel() == 2:
+                measured[f"{name}_auc"] = 100.0 * binary_auroc(prediction.sigmoid(), wanted.long())
+        else:
+            measured[f"{name}_mae"] = (prediction - wanted).abs().mean()
+    return measured
 
 
 def same_person(features: Tensor, participant: Tensor, limit: int = 4096) -> dict[str, Tensor]:

@@ -8,16 +8,20 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchmetrics.functional.classification import binary_auroc
 
 from callbacks import EMATeacher, NoMonitors, ParticipantProbe
 from callbacks.collapse import samples_of
-from callbacks.participant_probe import averaged, same_person
+from callbacks.participant_probe import averaged, same_person, trait_scores
 from callbacks.preview import preview
 from tests.toy import toy_loader, toy_trainer, weights
 from zoo.methods.signal.wearable_biosignals import WearableContrast, ends_of
 from zoo.nn import koleo_loss, participant_info_nce
+from zoo.nn.logistic import logistic_probe
 from zoo.nn.ridge import ridge_probe
 from zoo.optim import Optim
 
@@ -197,6 +201,51 @@ def test_ridge_leaves_one_out_exactly() -> None:
         ridge_probe(x[:2], y[:2], unseen)
 
 
+def test_logistic_regression_is_scikit_learns_with_the_penalty_of_least_log_loss() -> None:
+    torch.manual_seed(0)
+    x, unseen = torch.randn(14, 3) * 5 + 2, torch.randn(6, 3)
+    target = (x[:, 0] + 3 * torch.randn(14) > 2).float()
+    scaled = StandardScaler().fit(x.numpy())
+
+    def fitted(penalty: float) -> LogisticRegression:
+        return LogisticRegression(C=1 / penalty).fit(scaled.transform(x.numpy()), target.numpy())
+
+    wanted = {a: fitted(a).decision_function(scaled.transform(unseen.numpy())) for a in (1.0, 1e4)}
+    for alpha, log_odds in wanted.items():
+        found = logistic_probe(x, target, unseen, [alpha])
+        torch.testing.assert_close(found, torch.from_numpy(log_odds).double(), rtol=1e-3, atol=1e-4)
+    # 1e4 all but ignores the features, which tell the classes apart
+    torch.testing.assert_close(
+        logistic_probe(x, target, unseen, [1e4, 1.0]), logistic_probe(x, target, unseen, [1.0])
+    )
+    for labels in (torch.zeros(14), torch.eye(14)[0], target * 2):
+        with pytest.raises(ValueError, match="needs two samples of 0 and of 1"):
+            logistic_probe(x, labels, unseen)
+    with pytest.raises(ValueError, match="must be positive penalties"):
+        logistic_probe(x, target, unseen, [0.0])
+
+
+def test_binary_traits_are_predicted_as_asked_and_others_by_ridge() -> None:
+    torch.manual_seed(2)
+    people = torch.arange(20)
+    trait = torch.stack([(people % 2).float(), people.float()], 1)
+    trait[3, 0] = torch.nan  # not known of one
+    features = 2 * torch.randn(20, 3) + trait.nan_to_num()[:, :1]
+    seen = {"features": features, "participant": people, "trait": trait}
+    known, found = ({key: value[part] for key, value in seen.items()} for part in (people < 10, people >= 10))
+    traits, alphas = ("sex", "age"), (0.1, 10.0)
+    logistic, ridge = (
+        trait_scores(known, found, traits, alphas, "logistic"),
+        trait_scores(known, found, traits, alphas),
+    )
+    fits = known["trait"][:, 0].isfinite()
+    odds = logistic_probe(known["features"][fits], known["trait"][fits, 0], found["features"], alphas)
+    area = binary_auroc(odds.sigmoid(), found["trait"][:, 0].long())
+    assert logistic["sex_auc"] == 100 * area
+    assert logistic["sex_auc"] != ridge["sex_auc"]
+    assert logistic["age_mae"] == ridge["age_mae"]
+
+
 def test_retrieval_and_dispersion_by_hand() -> None:
     features = torch.tensor([[1.0, 0], [1, 0.1], [0, 1], [0.2, 1], [1, 0.05]])
     found = same_person(features, torch.tensor([0, 0, 1, 1, 2]))
@@ -225,6 +274,8 @@ def test_the_probe_says_what_it_needs() -> None:
     for arguments in ({"alphas": ()}, {"alphas": (0.0,)}, {"max_segments": 1}):
         with pytest.raises(ValueError, match="must be positive"):
             ParticipantProbe(**arguments)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="classifier='svm': expected ridge or logistic"):
+        ParticipantProbe(classifier="svm")  # type: ignore[arg-type]
     trainer = toy_trainer(callbacks=[ParticipantProbe()])
     with pytest.raises(MisconfigurationException, match="compares people, and NoneType has none"):
         trainer.validate(small(), toy_loader(1))

@@ -6,11 +6,10 @@ setting was chosen on. `make bench` runs this; finished runs are kept, so it can
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 
-from benchmarks.runner import Job, default_workers, finished, run_jobs, summary
+from benchmarks.report import proof_parser, verdict
+from benchmarks.runner import Job, finished, leads, run_jobs, summary
 from datamodules import StreetShift
 
 STEPS, MIX_START = 800, 150
@@ -46,10 +45,7 @@ ORDER = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("runs/learning/fst"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=default_workers())
+    parser = proof_parser(__doc__, "fst")
     parser.add_argument("--report", action="store_true", help="only the table, of the runs that are finished")
     arguments = parser.parse_args()
     todo = [job for seed in arguments.seeds for job in jobs(seed)]
@@ -62,15 +58,10 @@ def main() -> None:
     results = run_jobs(todo, arguments.folder, arguments.workers)
     print(summary(results, ORDER, arguments.seeds))
     (arguments.folder / "results.json").write_text(json.dumps([vars(result) for result in results], indent=1))
-
-    by = {(result.name, result.seed): result.score for result in results}
-    for seed in arguments.seeds:
-        gain = by["self-training", seed] - by["source + jitter", seed]
-        ahead = by["FST-D K=1", seed] - by["self-training", seed]
-        print(f"seed {seed}: self-training - jitter {gain:+.1f}, FST-D K=1 - self-training {ahead:+.1f}")
-    losers = [s for s in arguments.seeds if by["self-training", s] <= by["source + jitter", s]]
-    if losers:
-        raise SystemExit(f"self-training did not beat source + jitter on seeds {losers}")
+    verdict(
+        leads(results, "self-training", "source + jitter"),
+        reported=leads(results, "FST-D K=1", "self-training"),
+    )
 
 
 if __name__ == "__main__":

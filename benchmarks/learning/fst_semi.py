@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 
-from benchmarks.runner import Job, default_workers, run_jobs, summary
+from benchmarks.report import proof_parser, verdict
+from benchmarks.runner import Job, leads, run_jobs, summary
 from datamodules import StreetShiftSemi
 
 CONFIGS = {
@@ -17,11 +16,8 @@ CONFIGS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("runs/learning/fst_semi"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = proof_parser(__doc__, "fst_semi")
     parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--workers", type=int, default=default_workers())
     arguments = parser.parse_args()
     StreetShiftSemi().prepare_data()
     jobs = [
@@ -32,10 +28,7 @@ def main() -> None:
     results = run_jobs(jobs, arguments.folder, arguments.workers)
     print(summary(results, list(CONFIGS)[::-1], arguments.seeds))
     (arguments.folder / "results.json").write_text(json.dumps([vars(result) for result in results], indent=1))
-    by = {(result.name, result.seed): result.score for result in results}
-    losers = [s for s in arguments.seeds if by["mean teacher", s] <= by["labelled images alone", s]]
-    if losers:
-        raise SystemExit(f"the mean teacher did not beat the labelled images alone on seeds {losers}")
+    verdict(leads(results, "mean teacher", "labelled images alone"))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,11 @@ runs are kept, so it can be interrupted.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-from pathlib import Path
 
-from benchmarks.runner import Job, Result, default_workers, run_jobs, summary
+from benchmarks.report import proof_parser
+from benchmarks.runner import Job, Result, run_jobs, summary
 
 CASES = {
     "AST": ("audio_classifier/embedded_scratch", 400, "accuracy", {}),
@@ -36,11 +35,8 @@ def compare(case: str, results: list[Result], seeds: list[int]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("runs/learning/mesa"))
+    parser = proof_parser(__doc__, "mesa")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=default_workers())
     arguments = parser.parse_args()
     for case in arguments.cases:
         results = run_jobs(jobs(case, arguments.seeds), arguments.folder, arguments.workers)

@@ -17,9 +17,7 @@ an error where POA is not better.
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import multiprocessing
 import statistics
 import time
@@ -31,7 +29,8 @@ import lightning as L
 import torch
 
 from benchmarks.raw_pixels import raw_pixel_row
-from benchmarks.runner import default_workers
+from benchmarks.report import proof_parser, spread
+from benchmarks.training import quiet, trainer
 from datamodules import FashionMNIST
 from zoo import POA, DINOv2
 from zoo.backbones.elastic import ElasticBackbone
@@ -99,16 +98,10 @@ def train(folder: Path, name: str, size: Size | None, seed: int) -> tuple[str, f
     """Train once and keep the teacher's backbone; returns the run's name and its CPU seconds."""
     file = file_of(folder, name, size, seed)
     if not file.exists():
-        torch.set_num_threads(1)
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         L.seed_everything(seed, verbose=False)
         method, data = build(name, size), FashionMNIST(batch_size=BATCH, views=MultiCrop(**VIEWS))
-        trainer = L.Trainer(
-            max_steps=STEPS, accelerator="cpu", logger=False, enable_checkpointing=False, limit_val_batches=0,
-            enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
         start = time.process_time()
-        trainer.fit(method, datamodule=data)
+        trainer(STEPS).fit(method, datamodule=data)
         seconds = time.process_time() - start
         weights = method.teacher.network.backbone.state_dict()
         torch.save({"seconds": seconds, "weights": weights}, file.with_suffix(".part"))
@@ -146,11 +139,7 @@ def report(by_seed: dict[int, Found]) -> str:
     names = list(first[ONE_RUN])
     lines = [f"| {K}-NN accuracy, % | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for row in first:
-        cells = []
-        for name in names:
-            values = [found[row][name] for found in by_seed.values()]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
+        cells = [spread(found[row][name] for found in by_seed.values()) for name in names]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     for row in [row for row in first if row != ONE_RUN]:
         lines += ["", f"| POA - {row} | {' | '.join(names)} | mean |", f"|---|{'---|' * (len(names) + 1)}"]
@@ -162,12 +151,7 @@ def report(by_seed: dict[int, Found]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, default=Path("runs/learning/poa"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=default_workers())
+    parser = proof_parser(__doc__, "poa")
     parser.add_argument(
         "--rivals", nargs="+", choices=[name for name in OWN if name != "POA"], default=["DINO"]
     )
@@ -179,7 +163,7 @@ def main() -> None:
     runs = [("POA", None), *((rival, size) for rival in arguments.rivals for size in reversed(sizes))]
     asked = [(folder, *run, seed) for seed in arguments.seeds for run in runs]
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(arguments.workers, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(arguments.workers, mp_context=spawn, initializer=quiet) as pool:
         seconds = dict(pool.map(train, *zip(*asked, strict=True)))
 
     torch.set_num_threads(1)

@@ -6,10 +6,8 @@ from the test seeds. Finished runs are kept, so it can be interrupted.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from benchmarks.runner import Job, default_workers, finished, run_jobs, summary
+from benchmarks.report import proof_parser, verdict
+from benchmarks.runner import Job, finished, leads, run_jobs, summary
 from datamodules import StreetShift
 
 STEPS = 800
@@ -23,10 +21,7 @@ ORDER = ["source + jitter", "self-training", "SePiCo", "SePiCo + FST-D K=1"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("runs/learning/sepico"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=default_workers())
+    parser = proof_parser(__doc__, "sepico")
     parser.add_argument("--report", action="store_true", help="only the table, of the runs that are finished")
     arguments = parser.parse_args()
     jobs = [Job(name, config, seed, STEPS) for name, config in CONFIGS.items() for seed in arguments.seeds]
@@ -37,13 +32,7 @@ def main() -> None:
     StreetShift(batch_size=8).prepare_data()
     results = run_jobs(jobs, arguments.folder, arguments.workers)
     print(summary(results, ORDER, arguments.seeds))
-
-    by = {(result.name, result.seed): result.score for result in results}
-    gains = {seed: by["SePiCo", seed] - by["self-training", seed] for seed in arguments.seeds}
-    for seed, gain in gains.items():
-        print(f"seed {seed}: SePiCo - self-training {gain:+.1f}")
-    if losers := [seed for seed, gain in gains.items() if gain <= 0]:
-        raise SystemExit(f"SePiCo did not beat self-training on seeds {losers}")
+    verdict(leads(results, "SePiCo", "self-training"))
 
 
 if __name__ == "__main__":

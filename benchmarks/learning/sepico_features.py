@@ -11,7 +11,6 @@ favoured by its axes. Two numbers say how separate the classes are, on the targe
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
 from benchmarks.learning.sepico import CONFIGS
+from benchmarks.report import proof_parser, spread
 from datamodules import StreetShift
 from datamodules.streetshift import Domain, render
 from zoo.nn import label_of_cells
@@ -92,11 +92,7 @@ def fisher_ratio(features: Tensor, label: Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, default=Path("runs/learning/sepico"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = proof_parser(__doc__, "sepico", workers=False)
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/sepico_features.png"))
     arguments = parser.parse_args()
 
@@ -138,8 +134,7 @@ def main() -> None:
         "| run | target cells nearest to their source centroid, % | Fisher ratio on the target |\n|---|---|---|"
     )
     for name, row in rows.items():
-        each = [f"{np.mean(v):.2f} ± {np.std(v, ddof=1) if len(v) > 1 else 0:.2f}" for v in row.values()]
-        print(f"| {name} | {each[0]} | {each[1]} |")
+        print(f"| {name} | {spread(row['nearest'], 2)} | {spread(row['fisher'], 2)} |")
     print(json.dumps(rows))
 
 

@@ -12,12 +12,12 @@ espeak-ng and flite.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from pathlib import Path
 
-from benchmarks.runner import Job, Result, default_workers, finished, run_jobs, summary
+from benchmarks.report import proof_parser, verdict
+from benchmarks.runner import Job, finished, leads, run_jobs, summary
 from datamodules import SpokenKeywords
 
 PRETRAINING, FINE_TUNING = 1000, 400
@@ -48,19 +48,8 @@ def fine_tuning(name: str, seed: int, folder: Path) -> Job:
     return Job(name, config, seed, steps, tuple(overrides), "accuracy")
 
 
-def gains(results: list[Result], over: str, seeds: list[int]) -> dict[int, float]:
-    """Seed → accuracy of the joint task minus that of another row."""
-    by = {(result.name, result.seed): result.score for result in results}
-    return {seed: by[ORDER[0], seed] - by[over, seed] for seed in seeds}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, default=Path("runs/learning/ssast"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=default_workers())
+    parser = proof_parser(__doc__, "ssast")
     parser.add_argument("--report", action="store_true", help="only the table, of the runs that are finished")
     arguments = parser.parse_args()
     folder, seeds = arguments.folder, arguments.seeds
@@ -78,11 +67,8 @@ def main() -> None:
     spent = statistics.mean(result.cpu_seconds for result in before)
     print(f"{summary(results, ORDER, seeds)}\n\npre-training: {spent:.0f} CPU s each, on average")
 
-    for over in ORDER[1:]:
-        each = ", ".join(f"seed {seed} {gain:+.1f}" for seed, gain in gains(results, over, seeds).items())
-        print(f"{ORDER[0]} - {over}: {each}")
-    if losers := [seed for seed, gain in gains(results, SCRATCH, seeds).items() if gain <= 0]:
-        raise SystemExit(f"SSAST did not beat the network from scratch on seeds {losers}")
+    others = [over for over in ORDER[1:] if over != SCRATCH]
+    verdict(leads(results, ORDER[0], SCRATCH), reported=leads(results, ORDER[0], *others))
 
 
 if __name__ == "__main__":

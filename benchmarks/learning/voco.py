@@ -9,20 +9,15 @@ validation torsos. Finished seeds are kept, so it can be interrupted.
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-import statistics
 import time
-import warnings
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 
-from benchmarks.runner import default_workers
+from benchmarks.report import proof_parser, spread, verdict
+from benchmarks.training import kept, run_seeds, scores, trainer
 from datamodules import TorsoPhantom
 from datamodules.volume_augment import VolumeAugment
 from datamodules.volume_processing import Processing
@@ -44,13 +39,6 @@ SCANNERS = {"A": "sharp (labelled)", "B": "blurred (no labels)"}
 def torsos(style: str = "A", **options: Any) -> TorsoPhantom:
     """80 training and 6 validation and test volumes; of one scanner, or of both by turns."""
     return TorsoPhantom(style=style, num_train=TRAINING_TORSOS, processing=PROCESSING, **options)  # type: ignore[arg-type]
-
-
-def trainer(steps: int = 1) -> L.Trainer:
-    return L.Trainer(
-        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
 
 
 def rate(value: float, warmup: int, decay: float, **options: Any) -> Optim:
@@ -91,33 +79,26 @@ def finetune(seed: int, checkpoint: Path | None, split: str = "test") -> dict[st
     )
     run = trainer(STEPS)
     run.fit(method, datamodule=data)
-    return {style: scores(method, style, split) for style in SCANNERS}
+    return {style: dice(method, style, split) for style in SCANNERS}
 
 
-def scores(method: VolumeSegmenter, style: str, split: str) -> dict[str, float]:
+def dice(method: VolumeSegmenter, style: str, split: str) -> dict[str, float]:
     """Dice of every organ and their mean."""
-    judge = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    run = judge.test if split == "test" else judge.validate
-    (found,) = run(method, datamodule=torsos(style), verbose=False)
-    return {name.partition("/dice")[2].removeprefix("_") or "mean": value for name, value in found.items()}
+    found = scores(method, torsos(style), split)
+    return {name.removeprefix("dice").removeprefix("_") or "mean": value for name, value in found.items()}
 
 
 def one_seed(seed: int, folder: Path) -> dict[str, Any]:
     """All runs of a seed."""
-    done = folder / f"seed{seed}.json"
-    if done.is_file():
-        return json.loads(done.read_text())  # type: ignore[no-any-return]
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    return kept(folder / f"seed{seed}.json", partial(all_runs, seed, folder))
+
+
+def all_runs(seed: int, folder: Path) -> dict[str, Any]:
     start, checkpoint = time.process_time(), folder / f"voco-seed{seed}.ckpt"
     if not checkpoint.is_file():
         pretrain(seed, checkpoint)
-    found: dict[str, Any] = {"scratch": finetune(seed, None)}
-    found["VoCo"] = finetune(seed, checkpoint)
-    found["cpu_seconds"] = round(time.process_time() - start)
-    done.write_text(json.dumps(found, indent=1))
-    return found
+    found: dict[str, Any] = {"scratch": finetune(seed, None), "VoCo": finetune(seed, checkpoint)}
+    return {**found, "cpu_seconds": round(time.process_time() - start)}
 
 
 def table(by_seed: dict[int, dict[str, Any]]) -> str:
@@ -126,42 +107,28 @@ def table(by_seed: dict[int, dict[str, Any]]) -> str:
     lines = [f"| scanner | start | {' | '.join(organs)} |", f"|---|---|{'---|' * len(organs)}"]
     for style, title in SCANNERS.items():
         for start in STARTS:
-            cells = []
-            for organ in organs:
-                values = [found[start][style][organ] for found in by_seed.values()]
-                spread = statistics.stdev(values) if len(values) > 1 else 0.0
-                cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
+            cells = [spread(found[start][style][organ] for found in by_seed.values()) for organ in organs]
             lines.append(f"| {title} | {start} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, default=Path("runs/learning/voco"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=default_workers())
+    parser = proof_parser(__doc__, "voco")
     parser.add_argument("--json", type=Path, help="where to write the scores of all seeds")
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
     for data in (pretraining_data(), torsos("A"), torsos("B")):
         data.prepare_data()
-    with ProcessPoolExecutor(arguments.workers) as pool:
-        runs = list(pool.map(one_seed, arguments.seeds, [arguments.folder] * len(arguments.seeds)))
-    by_seed = dict(zip(arguments.seeds, runs, strict=True))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(by_seed, indent=1))
+    by_seed = run_seeds(one_seed, arguments)
     print(table(by_seed))
-    losers = []
-    for style, title in SCANNERS.items():
-        gains = {
-            s: found["VoCo"][style]["mean"] - found["scratch"][style]["mean"] for s, found in by_seed.items()
+    verdict(
+        {
+            f"VoCo - scratch, {title}": {
+                s: found["VoCo"][style]["mean"] - found["scratch"][style]["mean"]
+                for s, found in by_seed.items()
+            }
+            for style, title in SCANNERS.items()
         }
-        print(f"{title}: " + ", ".join(f"seed {seed} {gain:+.1f}" for seed, gain in gains.items()))
-        losers += [f"{title}, seed {seed}" for seed, gain in gains.items() if gain <= 0]
-    if losers:
-        raise SystemExit(f"pre-training did not help on: {'; '.join(losers)}")
+    )
 
 
 if __name__ == "__main__":

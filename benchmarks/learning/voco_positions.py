@@ -7,8 +7,6 @@ training answer for comparison. Crops are those of the test torsos, drawn with a
 
 from __future__ import annotations
 
-import argparse
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.learning.voco import pretraining_data
+from benchmarks.report import proof_parser, spread
 from zoo.methods.medical.voco import VoCo
 from zoo.nn.positions import overlap_labels
 
@@ -84,11 +83,7 @@ def draw(batch: dict[str, Tensor], maps: dict[str, Tensor], grid: tuple[int, int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, default=Path("runs/learning/voco"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = proof_parser(__doc__, "voco", workers=False)
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/voco_positions.png"))
     arguments = parser.parse_args()
     batch = unseen_crops()
@@ -107,11 +102,8 @@ def main() -> None:
             draw(batch, {"true overlap": label, **answers}, grid, arguments.figure)  # type: ignore[arg-type]
     print("| network | most similar base is the right one, % | error of the maps |\n|---|---|---|")
     for name, values in rows.items():
-        cells = []
-        for column, digits in zip(zip(*values, strict=True), (1, 3), strict=True):
-            spread = statistics.stdev(column) if len(column) > 1 else 0.0
-            cells.append(f"{statistics.mean(column):.{digits}f} ± {spread:.{digits}f}")
-        print(f"| {name} | {' | '.join(cells)} |")
+        accuracies, errors = zip(*values, strict=True)
+        print(f"| {name} | {spread(accuracies)} | {spread(errors, 3)} |")
 
 
 if __name__ == "__main__":
