@@ -21,7 +21,7 @@ from zoo.__main__ import main
 from zoo.broken_batch import BrokenBatch
 from zoo.checkpoints.files import CheckpointError
 from zoo.config_files import UsageError
-from zoo.nn.largest import largest_entries
+from zoo.nn.magnitudes import magnitudes
 from zoo.optim import Optim
 from zoo.rerun import rerun
 
@@ -232,12 +232,23 @@ def test_a_full_disk_does_not_hide_the_error(monkeypatch: pytest.MonkeyPatch) ->
         fit(Breaks(), batches(), NonFinite(folder="here"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_large_numbers_are_finite_and_infinite_ones_are_found(dtype: torch.dtype) -> None:
+    """Also where the Euclidean norm, which a CPU looks at first, overflows."""
+    large = torch.full((3, 4), torch.finfo(dtype).max, dtype=dtype)
+    assert magnitudes([large, torch.ones(2, dtype=dtype)]).isfinite().tolist() == [True, True]
+    for broken in ("inf", "-inf", "nan"):
+        worse = large.clone()
+        worse[1, 2] = float(broken)
+        assert magnitudes([large, worse, -large]).isfinite().tolist() == [True, False, True]
+
+
 def test_the_flags_never_wait_for_the_device() -> None:
     """Tensors of `meta` have no values: reading one on the host fails."""
     network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1)).to("meta")
-    assert largest_entries(network.parameters()).shape == (4,)
+    assert magnitudes(network.parameters()).shape == (4,)
     with pytest.raises(RuntimeError):
-        largest_entries(network.parameters()).tolist()
+        magnitudes(network.parameters()).tolist()
 
 
 @pytest.mark.parametrize(

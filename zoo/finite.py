@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from zoo.broken_batch import BrokenBatch, samples_of
-from zoo.nn.largest import largest_entries
+from zoo.nn.magnitudes import magnitudes
 from zoo.teacher import Teacher
 
 AHEAD = 2
@@ -180,13 +180,11 @@ class NonFinite(Callback):
             p for group in optimizer.param_groups for p in group["params"] if p.grad is not None and p.numel()
         ]
         if trained and getattr(trainer.precision_plugin, "scaler", None) is None:
-            gradients = largest_entries(p.grad for p in trained)
+            gradients = magnitudes(p.grad for p in trained)
             self._now.looked_at.append((lambda: _names(pl_module, trained), gradients))
         for name, teacher in self._teachers:
             told = [f"teacher {name!r}"]
-            self._now.looked_at.append(
-                (partial(list, told), largest_entries(teacher.parameters()).max()[None])
-            )
+            self._now.looked_at.append((partial(list, told), magnitudes(teacher.parameters()).max()[None]))
         if not self._waits:
             return
         if self.action == "stop":

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from zoo.nn.largest import largest_entries
+from zoo.nn.magnitudes import magnitudes
 
 Mode = Literal["eval", "train_no_dropout", "train"]
 Buffers = Literal["none", "copy", "average"]
@@ -169,7 +169,7 @@ class Teacher(nn.Module):
 
     def parameters_finite(self) -> Tensor:
         """One boolean on the device: whether every parameter is finite."""
-        return largest_entries(self.network.parameters()).isfinite().all()
+        return magnitudes(self.network.parameters()).isfinite().all()
 
     @torch.no_grad()
     def distance(self, student: nn.Module) -> Tensor:

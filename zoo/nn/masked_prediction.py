@@ -34,7 +34,10 @@ def image_of(patches: Tensor, patch: Sequence[int], grid: Sequence[int]) -> Tens
 
 def standardised(values: Tensor, eps: float = 1e-6) -> Tensor:
     """Values ``[..., V]`` of each patch less their mean, over their standard deviation (unbiased) plus ``eps``."""
-    return (values - values.mean(-1, keepdim=True)) / (values.var(-1, keepdim=True).sqrt() + eps)
+    centred = values - values.mean(-1, keepdim=True)
+    # Of what is centred already: var() is five times slower on a CPU.
+    deviation = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / (values.shape[-1] - 1) ** 0.5
+    return centred / (deviation + eps)
 
 
 def filled_in(image: Tensor, values: Tensor, mask: Tensor, patch: Sequence[int]) -> tuple[Tensor, Tensor]:
