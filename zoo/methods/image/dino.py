@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from zoo.method import Batch
-from zoo.methods.image.base import NO_DECAY, SelfDistillation
+from zoo.methods.image.base import SelfDistillation
 from zoo.nn.distillation import cross_view_loss
 from zoo.optim import Optim
 
@@ -28,23 +30,7 @@ class DINO(SelfDistillation):
 
     def default_optim(self) -> Optim:
         """AdamW at 5e-4 per 256 images: the rate here is that of the published batches of 1024."""
-        return Optim(
-            "adamw",
-            options={"fused": True},
-            lr=2e-3,
-            weight_decay=0.04,
-            final_weight_decay=0.4,
-            no_decay=NO_DECAY,
-            schedule="warmup_cosine",
-            warmup_epochs=10,
-            warmup_ratio=0.0,
-            final_lr=1e-6,
-            frozen=["*last_layer*"],
-            frozen_epochs=1,
-            freeze_by="gradient",
-            clip_norm=3.0,
-            clip_by="parameter",
-        )
+        return replace(super().default_optim(), freeze_by="gradient", clip_by="parameter")
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """One term, ``dino``."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from zoo.methods.image.base import NO_DECAY
 from zoo.methods.image.ibot import IBOT
 from zoo.nn.distillation import koleo_loss
 from zoo.optim import Optim, ParameterRule
@@ -56,22 +56,12 @@ class DINOv2(IBOT):
 
     def default_optim(self) -> Optim:
         """AdamW at 4e-3 * sqrt(batch / 1024): the rate here is that of batches of 1024."""
-        return Optim(
-            "adamw",
-            options={"fused": True},
+        return replace(
+            super().default_optim(),
             lr=4e-3,
-            weight_decay=0.04,
-            final_weight_decay=0.4,
-            no_decay=NO_DECAY,
             rules={"patch_embed": ParameterRule(lr=0.2)},
             layer_decay=0.9,
-            schedule="warmup_cosine",
-            warmup_epochs=10,
-            warmup_ratio=0.0,
-            final_lr=1e-6,
-            frozen=["*last_layer*"],
-            frozen_epochs=1,
-            clip_norm=3.0,
+            freeze_by="rate",
             clip_by="module",
         )
 

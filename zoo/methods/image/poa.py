@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -147,22 +148,14 @@ class POA(SelfDistillation):
 
     def default_optim(self) -> Optim:
         """AdamW at 4e-3 * sqrt(batch / 1024), here that of batches of 1024; a cosine left at 78 % (ViT)."""
-        return Optim(
-            "adamw",
-            options={"fused": True},
+        return replace(
+            super().default_optim(),
             lr=4e-3,
-            weight_decay=0.04,
-            final_weight_decay=0.4,
             no_decay=NO_DECAY,
             rules={"patch_embed": ParameterRule(lr=0.2)},
             layer_decay=0.9,
-            schedule="warmup_cosine",
-            warmup_epochs=10,
-            warmup_ratio=0.0,
             final_lr=2e-5,
             cosine_share=0.78,
-            frozen=["*last_layer*"],
-            frozen_epochs=1,
             clip_norm=1.5,
             clip_by="module",
         )
