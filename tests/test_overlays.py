@@ -125,8 +125,11 @@ def test_overlays_are_documented(overlay: str) -> None:
 
 @pytest.mark.slow
 def test_compiled_code_trains_alike() -> None:
-    compiled = trained(Compile())
-    assert_alike(compiled, trained(), atol=1e-4)
+    """Points alone: dropout of compiled code draws other random numbers."""
+    torch.manual_seed(0)
+    compiled = trained(Compile(), method=ToyMethod())
+    torch.manual_seed(0)
+    assert_alike(compiled, trained(method=ToyMethod()), atol=1e-5)
 
 
 def test_compile_is_in_place() -> None:
