@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+import torch
 from torch.utils.data import DataLoader
 
 from datamodules.image_sets import DrawnImages
@@ -23,9 +24,11 @@ class TakingTurns(JoinedBenchmarks):
     Args:
         images: a set of images, without ``views``; its crops and mirroring augment training.
         volumes: a set of volumes with ``views``, such as :class:`zoo.nn.VolumeFlips`, so that no label maps are read.
+        source: what batches of images say of their data sources, ``source`` int64 ``[B]`` (for Uni4Eye++'s dynamic
+            head): a number, that of all images; ``label``: the classes of the set are its sources; None: nothing.
 
     Raises:
-        ValueError: views are missing, or set where they do not belong.
+        ValueError: views are missing, or set where they do not belong; or no such source.
     """
 
     name = "taking_turns"
@@ -34,13 +37,21 @@ class TakingTurns(JoinedBenchmarks):
     eval_classes = ()
     module_arguments = ("images", "volumes")
 
-    def __init__(self, images: ImageDataModule, volumes: VolumeDataModule) -> None:
+    def __init__(
+        self,
+        images: ImageDataModule,
+        volumes: VolumeDataModule,
+        source: int | Literal["label"] | None = None,
+    ) -> None:
         if images.views is not None or volumes.views is None:
             raise ValueError(
                 "data.volumes must have views, such as {class_path: zoo.nn.VolumeFlips}, so that their labels are not "
                 "read; data.images must have none."
             )
+        if source not in (None, "label") and not (isinstance(source, int) and source >= 0):
+            raise ValueError(f"data.source={source!r}: expected a number from 0, label, or nothing")
         super().__init__({"volumes": volumes, "images": images}, main="images")
+        self.source = source
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -81,4 +92,10 @@ class TakingTurns(JoinedBenchmarks):
         """The batch as its set makes it."""
         part = self.parts["images" if "image" in batch else "volumes"]
         self.batch_size = part.batch_size  # whoever counts samples asks for that of the batch that runs
-        return part.on_after_batch_transfer(batch, dataloader_idx)
+        made = part.on_after_batch_transfer(batch, dataloader_idx)
+        if self.source is None or "image" not in made:
+            return made
+        if self.source == "label":
+            return {**made, "source": batch["label"]}
+        image = made["image"]
+        return {**made, "source": torch.full((len(image),), self.source, device=image.device)}

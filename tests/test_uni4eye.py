@@ -146,7 +146,7 @@ def test_normalised_targets_come_back_in_pictures() -> None:
     values = (hidden - hidden.mean(1, keepdim=True)) / (hidden.var(1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(batch["masks"].gather(method.targets(batch, x)["intensity"]), values)
     gradient = batch["masks"].gather(patch_values(gradient_map(x), (4, 4)))
-    method.student.forward = lambda *_: {"intensity": values, "gradient": gradient}  # type: ignore[method-assign]
+    method.student.forward = lambda *_, **__: {"intensity": values, "gradient": gradient}  # type: ignore[method-assign]
     shown = method.reconstruct(batch_of(2))
     torch.testing.assert_close(shown["reconstructed"], shown["original"])
     torch.testing.assert_close(shown["gradient_reconstructed"], shown["gradient_original"])

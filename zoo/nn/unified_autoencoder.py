@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from zoo.nn.cross_attention import init_blocks
+from zoo.nn.dynamic_head import DynamicHead
 from zoo.nn.masked_prediction import patches_of
 from zoo.nn.masking import Masks
 from zoo.nn.masking_clusters import seen_and_hidden
@@ -40,8 +41,8 @@ class Branch(nn.Module):
         init_blocks(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, tokens: Tensor, seen: Tensor, positions: Tensor) -> Tensor:
-        """All tokens behind the last block, before the shared norm, ``[B, 1 + N, dim]``.
+    def placed(self, tokens: Tensor, seen: Tensor, positions: Tensor) -> Tensor:
+        """What enters the first block, ``[B, 1 + N, dim]``: seen tokens and mask tokens in their places.
 
         Args:
             tokens: class token and seen patches, ``[B, 1 + K, D]``.
@@ -52,7 +53,10 @@ class Branch(nn.Module):
         B, (N, dim) = len(x), (positions.shape[1] - 1, x.shape[2])
         full = self.mask_token.to(x.dtype).expand(B, N, dim)
         full = full.scatter(1, seen[..., None].expand(-1, -1, dim), x[:, 1:])
-        x = torch.cat((x[:, :1], full), 1) + positions
+        return torch.cat((x[:, :1], full), 1) + positions
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All tokens behind the last block, before the shared norm, ``[B, 1 + N, dim]``, of :meth:`placed` ones."""
         for block in self.blocks:
             x = block(x)
         return x
@@ -70,6 +74,12 @@ class UnifiedAutoencoder(nn.Module):
         decoder_depth: blocks of each.
         decoder_heads: attention heads.
         gradient: whether there is a gradient decoder.
+        dynamic_head: data sources of the head that mixes the patches of images that the intensity decoder predicts
+            (Uni4Eye++, :class:`zoo.nn.dynamic_head.DynamicHead`); 0: none.
+        rectified: with that head, the decoder's blocks see its tokens without what is below 0, as released.
+
+    Raises:
+        ValueError: a dynamic head in a network that takes no images.
     """
 
     decoder_pos2: Tensor
@@ -82,6 +92,8 @@ class UnifiedAutoencoder(nn.Module):
         decoder_depth: int = 8,
         decoder_heads: int = 16,
         gradient: bool = True,
+        dynamic_head: int = 0,
+        rectified: bool = True,
     ) -> None:
         super().__init__()
         self.backbone, self.num_blocks = backbone, backbone.num_blocks
@@ -91,6 +103,13 @@ class UnifiedAutoencoder(nn.Module):
         self.intensity = Branch(*shape, colours)
         self.gradient = Branch(*shape, voxels) if gradient else None
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
+        if dynamic_head and 2 not in backbone.sizes:
+            raise ValueError(
+                "a dynamic head mixes patches of images: set img_size in backbone_args, or leave it out"
+            )
+        images = math.prod(backbone.grid(*backbone.sizes[2])) if dynamic_head else 0
+        self.dynamic = DynamicHead(images, dynamic_head) if dynamic_head else None
+        self.rectified = rectified
         for axes, size in backbone.sizes.items():
             self.register_buffer(f"decoder_pos{axes}", backbone.table(backbone.grid(*size), decoder_dim))
 
@@ -100,24 +119,39 @@ class UnifiedAutoencoder(nn.Module):
         found = {"intensity": self.intensity, "gradient": self.gradient}
         return {name: branch for name, branch in found.items() if branch is not None}
 
-    def forward(self, x: Tensor, masks: Masks, everywhere: bool = False) -> dict[str, Tensor]:
+    def forward(
+        self, x: Tensor, masks: Masks, everywhere: bool = False, source: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """What each decoder makes of prepared images or volumes.
 
         Args:
             x: ``[B, C, *sides]``, see :meth:`zoo.backbones.UnifiedViT.prepared`.
             masks: which patches are hidden; equally many of every item.
             everywhere: predict all patches; losses need the masked ones alone.
+            source: data source of every image, int64 ``[B]``, for the dynamic head.
 
         Returns:
             Values of the masked patches ``[M, values]``, in the order of ``masks.positions``; or ``[B, N, values]``.
+
+        Raises:
+            ValueError: there is a dynamic head, and images come without their sources, or from unknown ones.
         """
         (seen, _), axes = seen_and_hidden(masks), x.ndim - 2
         tokens, table = self.backbone.encode(x, seen), getattr(self, f"decoder_pos{axes}")
         predicted = {}
         for name, branch in self.branches.items():
-            decoded = branch(tokens, seen, table)[:, 1:]
-            decoded = self.decoder_norm(decoded if everywhere else masks.gather(decoded))
-            predicted[name] = branch.heads[str(axes)](decoded)
+            placed, mixing = branch.placed(tokens, seen, table), None
+            if self.dynamic is not None and axes == 2 and name == "intensity":
+                mixing = self.dynamic.weights(placed, source)
+                placed = placed.relu() if self.rectified else placed
+            whole = everywhere or mixing is not None
+            decoded = branch(placed)[:, 1:]
+            decoded = self.decoder_norm(decoded if whole else masks.gather(decoded))
+            values = branch.heads[str(axes)](decoded)
+            if self.dynamic is not None and mixing is not None:
+                values = self.dynamic(values, *mixing)
+                values = values if everywhere else masks.gather(values)
+            predicted[name] = values
         return predicted
 
     def block_of(self, parameter_name: str) -> int:

@@ -53,6 +53,11 @@ class Uni4Eye(UnifiedMethod):
         normalise_patches: intensity targets are patches with mean 0 and variance 1 (MAE); off as released.
         volume_gradient: ``slices`` across the middle axis, or over the ``volume``.
         entropy_guided: mask patches of high entropy more often (Uni4Eye++).
+        dynamic_head: predicted patches of images are mixed by weights that depend on the image and on its data source
+            (Uni4Eye++, :class:`zoo.nn.dynamic_head.DynamicHead`); batches then hold ``source``, int64 ``[B]``.
+            ``released``: what it reads of the decoder's tokens, values above 0, is also all that the decoder's blocks
+            see (a ReLU in place); ``plain``: they see the tokens as they are; ``none``.
+        num_sources: how many data sources there are.
         background: what standardised volumes hold where nothing was recorded (0): ``noise`` from N(0, 1) as
             published, in training and validation; or ``zero``.
         optim: see :class:`zoo.optim.Optim`.
@@ -79,6 +84,8 @@ class Uni4Eye(UnifiedMethod):
         normalise_patches: bool = False,
         volume_gradient: VolumeGradient = "slices",
         entropy_guided: bool = False,
+        dynamic_head: Literal["none", "released", "plain"] = "none",
+        num_sources: int = 7,
         background: Literal["noise", "zero"] = "noise",
         optim: Optim | None = None,
         init_from: str | None = None,
@@ -87,19 +94,21 @@ class Uni4Eye(UnifiedMethod):
         for argument, value, allowed in (
             ("volume_gradient", volume_gradient, ("slices", "volume")),
             ("background", background, ("noise", "zero")),
+            ("dynamic_head", dynamic_head, ("none", "released", "plain")),
         ):
             if value not in allowed:
                 raise ValueError(f"{argument}={value!r}: expected one of {', '.join(allowed)}")
-        if not 0.0 < mask_ratio < 1.0 or gradient_weight < 0:
+        if not 0.0 < mask_ratio < 1.0 or gradient_weight < 0 or num_sources < 1:
             raise ValueError(
-                f"mask_ratio={mask_ratio} must be within (0, 1) and gradient_weight={gradient_weight} not negative"
+                f"mask_ratio={mask_ratio} must be within (0, 1), gradient_weight={gradient_weight} not negative and "
+                f"num_sources={num_sources} at least 1"
             )
         network = create_backbone(backbone, pretrained, **(backbone_args or {}))
         if not isinstance(network, UnifiedViT):
             raise ValueError(f"backbone={backbone!r} must be a unified ViT: unified_vit_base, ...")
-        self.student = UnifiedAutoencoder(
-            network, decoder_dim, decoder_depth, decoder_heads, gradient=gradient_weight > 0
-        )
+        sources = 0 if dynamic_head == "none" else num_sources
+        decoder = decoder_dim, decoder_depth, decoder_heads, gradient_weight > 0
+        self.student = UnifiedAutoencoder(network, *decoder, sources, rectified=dynamic_head == "released")
         self.mask_ratio, self.gradient_weight = mask_ratio, gradient_weight
         self.normalise_patches, self.volume_gradient = normalise_patches, volume_gradient
         self.entropy_guided, self.background = entropy_guided, background
@@ -159,7 +168,7 @@ class Uni4Eye(UnifiedMethod):
         """``intensity_2d`` and ``gradient_2d`` of images, ``intensity_3d`` and ``gradient_3d`` of volumes."""
         batch = self.masked(batch)
         masks, x = batch["masks"], self.network_input(batch)
-        predicted, axes = self.student(x, masks), x.ndim - 2
+        predicted, axes = self.student(x, masks, source=batch.get("source")), x.ndim - 2
         targets = self.targets(batch, x)
         weights = {"intensity": 1.0, "gradient": self.gradient_weight}
         return {
@@ -194,7 +203,7 @@ class Uni4Eye(UnifiedMethod):
         x, masks = self.network_input(batch), batch["masks"]
         patch = self.student.backbone.patches[x.ndim - 2]
         shown: dict[str, Tensor] = {}
-        predicted = self.student(x, masks)
+        predicted = self.student(x, masks, source=batch.get("source"))
         for name, values in predicted.items():
             whole = x if name == "intensity" else gradient_map(self.input_of(batch), self.volume_gradient)
             if name == "intensity" and self.normalise_patches:
