@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from datamodules.array_cache import ArrayCache
+from datamodules.image_sets import shrunk
 from datamodules.readers import (
     BrokenImageError,
     Cache,
@@ -82,8 +83,8 @@ class ImageCache(ArrayCache[ImageJob, ImageRecord]):
         return [job.file]
 
     def settings(self, job: ImageJob) -> list[Any]:
-        """Encoding and resize."""
-        return [job.encoding, job.resize]
+        """All but the file."""
+        return list(job[1:])
 
     def title(self, job: ImageJob) -> str:
         """The file's stem."""
@@ -103,7 +104,7 @@ class ImageCache(ArrayCache[ImageJob, ImageRecord]):
         """
         if job.encoding is None:
             whole = read_image(job.file)
-            pixels = resized_image(whole, job.resize)
+            pixels = shrunk(resized_image(whole, job.resize), job.short_side)
         else:
             whole = read_label(job.file, job.encoding)
             pixels = resized_label(whole, job.resize)

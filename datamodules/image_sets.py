@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.readers import RandomCrop, read_image
+from datamodules.readers import ImageJob, PixelCache, RandomCrop, read_image
 from datamodules.sampling import ShuffledPicker
 
 NO_LABEL: Final = -1
@@ -71,12 +71,19 @@ class FileImages:
         labels: ``[N]`` int64.
         crop: height and width of the square that is cut out, centred or at random.
         resize: length of the short side before that (bicubic, antialiased); None keeps the stored size.
+        cache: where decoded and resized images are read from, once all :meth:`jobs` are there.
     """
 
     def __init__(
-        self, root: Path, paths: Sequence[str], labels: np.ndarray, crop: int, resize: int | None
+        self,
+        root: Path,
+        paths: Sequence[str],
+        labels: np.ndarray,
+        crop: int,
+        resize: int | None,
+        cache: PixelCache | None = None,
     ) -> None:
-        self.root, self.labels = root, labels
+        self.root, self.labels, self._cache = root, labels, cache
         self._paths = np.array([path.encode() for path in paths])
         self._resize, self._crop = resize, RandomCrop((crop, crop))
 
@@ -94,12 +101,22 @@ class FileImages:
         """File stems."""
         return [Path(self._paths[position].decode()).stem for position in positions]
 
+    def jobs(self) -> list[ImageJob]:
+        """All files, with what is done to them before a window is cut."""
+        return [self._job(position) for position in range(len(self._paths))]
+
+    def _job(self, position: int) -> ImageJob:
+        return ImageJob(self.root / self._paths[position].decode(), short_side=self._resize)
+
+    def _stored(self, job: ImageJob) -> Tensor:
+        assert self._cache is not None
+        # Found anew each time: a million records would fill the memory of every process.
+        return self._cache.records([job])[0].read()
+
     def _window(self, position: int, rng: np.random.Generator | None) -> Tensor:
-        path = self.root / self._paths[position].decode()
-        image = read_image(path)
-        if self._resize is not None:
-            height, width = image.shape[1:]
-            image = resized(image[None], short_side_size(height, width, self._resize))[0]
+        job = self._job(position)
+        path = job.file
+        image = shrunk(read_image(path), self._resize) if self._cache is None else self._stored(job)
         try:
             if rng is None:
                 rows, columns = centre_window(image.shape[1], image.shape[2], self._crop.size[0])
@@ -113,6 +130,13 @@ class FileImages:
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Images ``[B,C,H,W]`` uint8 resized to ``size`` (height, width): bicubic and antialiased."""
     return F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
+
+
+def shrunk(image: Tensor, short_side: int | None) -> Tensor:
+    """Image ``[3,H,W]`` uint8 whose short side is so long, see :func:`resized`; None keeps its size."""
+    if short_side is None:
+        return image
+    return resized(image[None], short_side_size(image.shape[1], image.shape[2], short_side))[0]
 
 
 def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import CityscapesDarkZurich, CityscapesSemi, GTA5Cityscapes, StreetShift
+from datamodules import CityscapesDarkZurich, CityscapesSemi, GTA5Cityscapes, ImageNet, StreetShift
 from datamodules.image_cache import CacheError, ImageCache
 from datamodules.readers import BrokenImageError, ImageJob, read_image
-from tests import tiny, tiny_streets, tiny_voc
+from tests import tiny, tiny_images, tiny_streets, tiny_voc
 from tests.test_datamodules import epoch
 
 
@@ -33,6 +33,11 @@ def semi(folder: Path) -> tuple[type, dict[str, Any]]:
 
 def street_shift(folder: Path) -> tuple[type, dict[str, Any]]:
     return StreetShift, {**tiny.STREETSHIFT, "root": str(folder)}
+
+
+def imagenet(folder: Path) -> tuple[type, dict[str, Any]]:
+    settings = tiny_images.imagenet(folder)
+    return ImageNet, {**settings, "image_size": 24, "resize": 30}
 
 
 def samples(kind: type, settings: dict[str, Any], **more: Any) -> list[Any]:
@@ -57,7 +62,7 @@ def image(tmp_path: Path) -> ImageJob:
     return ImageJob(Path(root) / "images/00001.png", None, (32, 16))
 
 
-@pytest.mark.parametrize("benchmark", [gta5, dark_zurich, semi, street_shift])
+@pytest.mark.parametrize("benchmark", [gta5, dark_zurich, semi, street_shift, imagenet])
 def test_samples_are_the_same_bit_for_bit(benchmark: Any, tmp_path: Path) -> None:
     kind, settings = benchmark(tmp_path)
     decoded = flat(samples(kind, settings, cache="none"))
@@ -69,16 +74,17 @@ def test_samples_are_the_same_bit_for_bit(benchmark: Any, tmp_path: Path) -> Non
     assert list((tmp_path / "kept").glob("*/pixels.npy"))
 
 
-def test_nothing_is_decoded_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind, settings = gta5(tmp_path)
+@pytest.mark.parametrize("benchmark", [gta5, imagenet])
+def test_nothing_is_decoded_any_more(benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, settings = benchmark(tmp_path)
     samples(kind, settings, cache=str(tmp_path / "kept"))
 
     def decode(*_: Any) -> None:
         raise AssertionError("decoded")
 
-    for place in ("datamodules.readers", "datamodules.image_cache"):
+    for place in ("datamodules.readers", "datamodules.image_cache", "datamodules.image_sets"):
         for name in ("read_image", "read_label"):
-            monkeypatch.setattr(f"{place}.{name}", decode)
+            monkeypatch.setattr(f"{place}.{name}", decode, raising=False)
     samples(kind, settings, cache=str(tmp_path / "kept"))
 
 
@@ -191,6 +197,20 @@ def test_several_processes_at_once(tmp_path: Path) -> None:
 
 
 def test_what_is_no_cache(tmp_path: Path) -> None:
-    kind, settings = gta5(tmp_path)
-    with pytest.raises(ValueError, match=r"cache must be none, ram, true or a folder .*got 'rma'"):
-        kind(**settings, cache="rma")
+    for benchmark in (gta5, imagenet):
+        kind, settings = benchmark(tmp_path)
+        with pytest.raises(ValueError, match=r"cache must be none, ram, true or a folder .*got 'rma'"):
+            kind(**settings, cache="rma")
+    with pytest.raises(ValueError, match="must be none, true or a folder, got 'ram'"):
+        kind(**settings, cache="ram")
+
+
+def test_an_image_file_that_changed_is_refused(tmp_path: Path) -> None:
+    kind, settings = imagenet(tmp_path)
+    data = kind(**settings, cache=str(tmp_path / "kept"))
+    data.prepare_data()
+    data.setup("fit")
+    for path in Path(settings["root"]).rglob("*.JPEG"):
+        path.touch()
+    with pytest.raises(CacheError, match=r"are not in .*\.JPEG.*call prepare_data"):
+        epoch(data, 0)
