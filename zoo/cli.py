@@ -25,6 +25,7 @@ from zoo.cards import Card
 from zoo.class_paths import take_allowed
 from zoo.cli_errors import ZooParser, plain_message
 from zoo.config_files import UsageError, last_value, read_sources, replaced_lists, resolve_configs
+from zoo.heap import keep_freed_memory
 from zoo.method import Method
 from zoo.pretrained import restoring
 from zoo.resume import Trained
@@ -188,6 +189,11 @@ class ZooCLI(LightningCLI):
         """Where a checkpoint brings all weights, none are fetched before it."""
         with restoring() if self.config[self.verb].ckpt_path else nullcontext():
             super().instantiate_classes()
+
+    def before_fit(self) -> None:
+        """A CPU trains in memory that the process keeps."""
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the run's folder, loggers and checkpoints where the config has none of its own."""

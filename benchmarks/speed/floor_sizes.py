@@ -59,11 +59,13 @@ def blocks(classes: int, rows: int, *sides: int) -> Tensor:
     return torch.nn.functional.interpolate(coarse, sides)[:, 0].long()
 
 
-def streets(rows: int, height: int, width: int, target: tuple[int, int] | None = None) -> Builder:
-    """A labelled and an unlabelled domain of 19 classes."""
+def streets(
+    rows: int, height: int, width: int, target: tuple[int, int] | None = None, classes: int = 19
+) -> Builder:
+    """A labelled and an unlabelled domain."""
 
     def build(method: Method) -> Batch:
-        source = {"image": torch.rand(rows, 3, height, width), "label": blocks(19, rows, height, width)}
+        source = {"image": torch.rand(rows, 3, height, width), "label": blocks(classes, rows, height, width)}
         other = {"image": torch.rand(rows, 3, *(target or (height, width)))}
         parts = {"source": source, "target": other}
         return {name: {**part, "index": torch.arange(rows)} for name, part in parts.items()}
@@ -197,17 +199,17 @@ HALF_B = {"backbone_args": {"checkpointing": True, "feature_size": 24}}
 CONFORMER = {"frames": 1600, "embed_dim": 256, "num_heads": 4}
 REAL: dict[str, Real] = {
     "audio_classifier": Real(
-        "audio_classifier/esc50", spectrograms(2, 512, classes=50), "AST-S, 2 clips of 5 s",
+        "audio_classifier/esc50", spectrograms(1, 512, classes=50), "AST-S, 1 clip of 5 s",
         {"backbone": "ast_small"},
     ),
-    "cbsn": Real("cbsn/sidd", pictures(1, 120), "1 crop of 120 px"),
+    "cbsn": Real("cbsn/sidd", pictures(1, 60), "1 crop of 60 px"),
     "dino": Real("dino/embedded", crops(2), "ViT-S/16, 2 images, crops: 2 of 224, 8 of 96 px", VIT_S),
     "dinov2": Real("dinov2/embedded", crops(2), "ViT-S/16, 2 images, crops: 2 of 224, 8 of 96 px", VIT_S),
     "eye_classifier": Real(
         "eye_classifier/eyepacs", pictures(2, 224, 5), "ViT-S, 2 images of 224 px", {"backbone": "unified_vit_small"}
     ),
-    "fst": Real("fst/gta5_cityscapes", streets(1, 192, 192), "MiT-B0, 1 + 1 crops of 192 px", DAFORMER),
-    "fst_semi": Real("fst_semi/voc_semi", few_labels(2, 161), "ResNet-50, 2 + 2 crops of 161 px", DEEPLAB),
+    "fst": Real("fst/gta5_cityscapes", streets(1, 128, 128), "MiT-B0, 1 + 1 crops of 128 px", DAFORMER),
+    "fst_semi": Real("fst_semi/voc_semi", few_labels(2, 97), "ResNet-50, 2 + 2 crops of 97 px", DEEPLAB),
     "hicmae": Real("hicmae/voxceleb2_small", talking(4), "small, 4 clips"),
     "hicmae_classifier": Real(
         "hicmae_classifier/crema_d", talking(1, 6), "tiny, 1 clip", {"backbone": "hicmae_tiny"}
@@ -215,17 +217,17 @@ REAL: dict[str, Real] = {
     "ibot": Real("ibot/embedded", crops(2), "ViT-S/16, 2 images, crops: 2 of 224, 8 of 96 px", IBOT_S),
     "poa": Real("poa/imagenet_vit_large", crops(2), "ViT up to S/16, 2 images, crops: 2 of 224, 8 of 96 px", SMALL_POA),
     "self_training": Real(
-        "self_training/gta5_cityscapes", streets(1, 256, 256), "MiT-B0, 1 + 1 crops of 256 px", DAFORMER
+        "self_training/gta5_cityscapes", streets(1, 192, 192), "MiT-B0, 1 + 1 crops of 192 px", DAFORMER
     ),
     "semi_mean_teacher": Real(
-        "semi_mean_teacher/voc_semi", few_labels(2, 193), "ResNet-50, 2 + 2 crops of 193 px", DEEPLAB
+        "semi_mean_teacher/voc_semi", few_labels(2, 129), "ResNet-50, 2 + 2 crops of 129 px", DEEPLAB
     ),
     "sepico": Real(
-        "sepico/gta5_cityscapes", streets(1, 256, 256, target=(256, 512)),
-        "MiT-B0, 1 + 1 crops of 256 px, the target's out of 256 by 512 px", DAFORMER,
+        "sepico/gta5_cityscapes", streets(1, 192, 192, target=(192, 384)),
+        "MiT-B0, 1 + 1 crops of 192 px, the target's out of 192 by 384 px", DAFORMER,
     ),
     "source_only": Real(
-        "source_only/racetracks", streets(1, 256, 256), "MiT-B0, DAFormer's head, 1 crop of 256 px",
+        "source_only/racetracks", streets(1, 192, 192), "MiT-B0, DAFormer's head, 1 crop of 192 px",
         {**DAFORMER, "decode_head": "daformer", "num_classes": 19},
     ),
     "ssast": Real("ssast/patch_small", spectrograms(1, 1024), "AST-S, 1 clip of 10 s"),

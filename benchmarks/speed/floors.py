@@ -37,6 +37,7 @@ from lightning.pytorch.callbacks import Callback
 from benchmarks.speed.floor_record import Call, Recorder, replaced, set_gradients
 from benchmarks.speed.floor_sizes import REAL, parsed
 from benchmarks.speed.paired import MANY, keep, markdown, now, options, shown, spread
+from zoo.heap import keep_freed_memory
 from zoo.method import Method
 from zoo.registry import list_methods
 
@@ -82,7 +83,7 @@ class Floor(Callback):
         yield next(batch)
         self._checks = False
         self.recorder.watch_found()
-        for index in range(-1, self.rounds):  # one round to warm up
+        for index in range(-1 if self.steps > 1 else 0, self.rounds):  # one round warms short steps up
             spent: list[dict[str, float]] = []
             for _ in range(self.steps):
                 self.recorder.calls, self.optimizer_steps = [], 0
@@ -229,6 +230,8 @@ def main() -> None:
     parser.set_defaults(json=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.device == "cpu":
+        keep_freed_memory()  # as `zoo fit` does
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     failed: list[str] = []
