@@ -15,6 +15,8 @@ from datamodules.image_cache import CacheError, ImageCache
 from datamodules.readers import BrokenImageError, ImageJob, read_image
 from tests import tiny, tiny_images, tiny_streets, tiny_voc
 from tests.test_datamodules import epoch
+from zoo.doctor.data import layout
+from zoo.doctor.data import opened as doctor_opened
 
 
 def gta5(folder: Path) -> tuple[type, dict[str, Any]]:
@@ -194,6 +196,15 @@ def test_several_processes_at_once(tmp_path: Path) -> None:
     for job, record in zip(jobs, ImageCache(tmp_path / "kept").records(jobs), strict=True):
         assert torch.equal(record.read(), read_image(job.file))
     assert not list((tmp_path / "kept").rglob(".pixels*"))
+
+
+@pytest.mark.parametrize("benchmark", [gta5, imagenet])
+def test_the_doctor_fills_no_cache(benchmark: Any, tmp_path: Path) -> None:
+    kind, settings = benchmark(tmp_path)
+    data = kind(**settings, cache=str(tmp_path / "kept"))
+    assert all(check.status == "ok" for check in layout(data))
+    assert len(doctor_opened(data).datasets["train"])
+    assert not (tmp_path / "kept").exists()
 
 
 def test_what_is_no_cache(tmp_path: Path) -> None:

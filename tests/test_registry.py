@@ -267,3 +267,13 @@ def test_list_backbones(capsys: pytest.CaptureFixture[str]) -> None:
 def test_list_without_a_match_says_what_is_near(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "methods", "sorce_only"]) == 1
     assert "no methods match 'sorce_only'; nearest: source_only" in capsys.readouterr().err
+
+
+def test_the_speed_of_every_loader_is_measured() -> None:
+    """By itself, or by one that reads the same kind of file by the same code."""
+    from benchmarks.speed.input import ALIKE, SETS
+
+    measured = {name.partition(",")[0] for name in SETS}
+    assert measured | set(ALIKE) == set(registry.list_benchmarks())
+    assert not measured & set(ALIKE)
+    assert set(ALIKE.values()) <= measured
