@@ -147,7 +147,7 @@ SMALL = [
     "--model.pretrained",
     "false",
 ]
-#: What trains → (config, options); a folder of made-up streets is put in for ``STREETS``.
+#: What trains → (config, options); the last two get made-up streets.
 TRAINING: dict[str, tuple[str, list[str]]] = {
     "FST, StreetShift": ("fst/embedded", []),
     "DINO, digits": ("dino/embedded", []),
@@ -178,16 +178,19 @@ def opened(name: str, folder: Path) -> Any:
     return data
 
 
-def alone(data: Any, seconds: float, device: str) -> dict[str, Any]:
-    """Samples a second of the loader, and milliseconds of a sample on the device."""
+def alone(data: Any, seconds: float, rounds: int, device: str) -> dict[str, Any]:
+    """Samples a second of the loader (medians of the rounds), and milliseconds of a sample on the device."""
     loader = data.train_dataloader()
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     first = next(batches)
-    cpu, wall, count = time.process_time(), time.perf_counter(), 0
-    while time.process_time() - cpu < seconds:
-        next(batches)
-        count += data.batch_size
-    spent, passed = time.process_time() - cpu, time.perf_counter() - wall
+    by_cpu, by_wall = [], []
+    for _ in range(rounds):
+        cpu, wall, count = time.process_time(), time.perf_counter(), 0
+        while time.process_time() - cpu < seconds:
+            next(batches)
+            count += data.batch_size
+        by_cpu.append(count / (time.process_time() - cpu))
+        by_wall.append(count / (time.perf_counter() - wall))
     turns = []
     for batch in (first, *itertools.islice(batches, 3)):
         moved = move_data_to_device(batch, torch.device(device))
@@ -195,8 +198,8 @@ def alone(data: Any, seconds: float, device: str) -> dict[str, Any]:
         data.on_after_batch_transfer(moved, 0)
         turns.append((now(device) - start) / data.batch_size)
     return {
-        "samples_per_cpu_s": count / spent,
-        "samples_per_s": count / passed,
+        "samples_per_cpu_s": statistics.median(by_cpu),
+        "samples_per_s": statistics.median(by_wall),
         "device_ms": 1000 * statistics.median(turns),
         "hands_over": sorted(set(leaves(first))),
     }
@@ -251,7 +254,7 @@ def main() -> None:
     parser = options(__doc__, rounds=1)
     parser.add_argument("--sets", nargs="*", choices=SETS, default=list(SETS))
     parser.add_argument("--training", nargs="*", choices=TRAINING, default=list(TRAINING))
-    parser.add_argument("--seconds", type=float, default=0.7, help="CPU seconds of loading each")
+    parser.add_argument("--seconds", type=float, default=0.7, help="CPU seconds of loading a round")
     parser.add_argument("--steps", type=int, default=6, help="of training, after as many to warm up")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -266,7 +269,9 @@ def main() -> None:
     try:
         for name in given.sets:
             folder = base / "-".join(name.split(", "))
-            found = tried(lambda n=name, f=folder: alone(opened(n, f), given.seconds, given.device))
+            found = tried(
+                lambda n=name, f=folder: alone(opened(n, f), given.seconds, given.rounds, given.device)
+            )
             record["alone"][name] = found
             print(name, found, flush=True)
         for name in given.training:
