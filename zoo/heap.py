@@ -7,17 +7,18 @@ import os
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Numbers of ``mallopt``'s options in glibc's ``malloc.h``."""
-LARGEST = 2**30
-#: What older releases accept at most as the threshold from which memory is mapped.
-ONCE_LARGEST = 2**25
+KEPT = 2**30
+#: The most that glibc itself raises the threshold to from which memory is mapped. Larger blocks go back at once: of a
+#: heap that held them, too, three times the memory was needed for volumes, so many holes did it have.
+MAPPED = 2**25
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed for the next step, so that its pages need not be cleared and mapped once more.
+    """Have glibc keep up to a GiB that is free at the top of its heap, so that the next step finds its pages mapped.
 
-    By default every tensor above a threshold of at most 32 MiB is mapped anew, and the top of the heap goes back to the
-    system as soon as it is free: activations do so in every step. A process then stays as large as its largest moment,
-    which is no larger than before. Settings in the environment (``MALLOC_*``, ``GLIBC_TUNABLES``) win.
+    By default the top goes back to the system once 64 MiB of it are free: activations do so in every step, and their
+    pages are cleared and mapped again in the next. A process then stays about as large as it once was. Settings in the
+    environment (``MALLOC_*``, ``GLIBC_TUNABLES``) win.
 
     Returns:
         Whether it was done; elsewhere than in glibc it is not.
@@ -30,5 +31,4 @@ def keep_freed_memory() -> bool:
         mallopt = library.mallopt
     except (AttributeError, OSError, TypeError):  # Windows has no library of the process
         return False
-    maps = mallopt(MMAP_THRESHOLD, LARGEST) or mallopt(MMAP_THRESHOLD, ONCE_LARGEST)
-    return bool(maps and mallopt(TRIM_THRESHOLD, LARGEST))
+    return bool(mallopt(MMAP_THRESHOLD, MAPPED) and mallopt(TRIM_THRESHOLD, KEPT))

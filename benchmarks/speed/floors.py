@@ -69,7 +69,7 @@ class Floor(Callback):
         self.found: list[dict[str, float]] = []
         self.networks: dict[str, int] = {}
         self.gap = 0.0
-        self.optimizer_steps = self._before_step = 0
+        self.optimizer_steps = self.counted = self._before_step = 0
         self._checks = False
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ class Floor(Callback):
                 spent["forward"] += forward
                 spent["backward"] += backward
         set_gradients(parameters, real)
-        count = self.optimizer_steps
+        self.counted = count = self.optimizer_steps
         start = now(self.device)
         self.raw_step()
         return {**spent, "optimiser": count * (now(self.device) - start)}
@@ -197,7 +197,7 @@ def measured(name: str, size: str, device: str, rounds: int, steps: int) -> dict
         record[f"{key}_ms"] = 1000 * statistics.median(part[key] for part in parts)
     if augmentation is not None:
         record["augmentation_ms"] = augmentation
-    record["optimiser_steps"] = floor.optimizer_steps
+    record["optimiser_steps"] = floor.counted
     record["networks"], record["gradient_gap"] = floor.networks, floor.gap
     record["rounds"], record["steps"] = rounds, steps
     record["parameters"] = sum(p.numel() for p in method.student.parameters())
