@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +22,9 @@ from zoo.config_files import find_config
 from zoo.method import Method
 from zoo.optim import Optim
 
+#: A number such as 1e-3, which YAML 1.1 takes for a word.
+_EXPONENT = re.compile(r"[-+]?\d+e[-+]?\d+")
+
 
 def settings(config: str) -> dict[str, Any]:
     """Arguments of ``model`` and ``data`` of a config of the package, their objects built, and its ``steps``."""
@@ -32,6 +36,8 @@ def settings(config: str) -> dict[str, Any]:
 
 def built(node: Any) -> Any:
     """A YAML node with what it describes by ``class_path`` in its place."""
+    if isinstance(node, str) and _EXPONENT.fullmatch(node):
+        return float(node)
     if not isinstance(node, dict):
         return node
     inner = {key: built(value) for key, value in node.items()}
