@@ -56,6 +56,7 @@ def test_configs_are_read_with_their_objects() -> None:
     assert isinstance(of["model"]["optim"], Optim)
     assert of["model"]["backbone_args"] == {"embed_dim": 144, "expansion": 1, "kernel_size": 5}
     assert of["steps"] == 240
+    assert settings("audio_classifier/embedded_conformer")["model"]["optim"].lr == 1e-3  # YAML 1.1: a word
 
 
 def test_every_proof_can_be_put_elsewhere() -> None:
