@@ -326,7 +326,7 @@ def main() -> None:
         found = measured(points, arguments.device, arguments.rounds, arguments.steps)
         keep(arguments.json, arguments.device, {"axes": {name: {"fixed": fixed, **found}}})
         points_of, ms, mib = (
-            ", ".join(f"{value:.3g}" for value in values)
+            ", ".join(f"{value:.4g}" for value in values)
             for values in (found["x"], found["ms"], [size / 2**20 for size in found["bytes"]])
         )
         exponents = [shown(found["time_exponent"]), f"{found['memory_exponent']:.2f}"]
