@@ -72,7 +72,7 @@ def kept(done: Path, make: Callable[[], Any]) -> Any:
 
 
 def quiet() -> None:
-    """One thread, and no word of Lightning's: what every worker starts with."""
+    """One thread, and no word of Lightning's: what every worker and every measurement starts with."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

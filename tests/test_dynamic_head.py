@@ -37,6 +37,7 @@ def test_a_head_that_passes_patches_on_leaves_the_network_as_it_was() -> None:
     plain, mixing = built(), built(dynamic_head="plain")
     found = mixing.student.load_state_dict(plain.student.state_dict(), strict=False)
     assert found.missing_keys == ["dynamic.controller.weight", "dynamic.controller.bias"]
+    assert not found.unexpected_keys
     head: Any = mixing.student.dynamic
     with torch.no_grad():
         head.controller.weight.zero_()

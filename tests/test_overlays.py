@@ -65,19 +65,16 @@ def assert_alike(one: ToyMethod, other: ToyMethod, atol: float = 1e-6) -> None:
         torch.testing.assert_close(value, other.state_dict()[name], atol=atol, rtol=1e-5, msg=name)
 
 
+def a_step(config: str, overlays: list[str], folder: Path) -> int:
+    """The exit status of one step of a config with overlays."""
+    chosen = [argument for overlay in overlays for argument in ("--config", f"trainer/{overlay}")]
+    few = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "0", "--run_dir", str(folder / "run")]
+    return main(["fit", "--config", config, *chosen, *miniature(config, folder), *QUIET, *few])
+
+
 @pytest.mark.parametrize("overlay", [o for o in OVERLAYS if o != "compile"])
 def test_a_step_through_the_command_line(overlay: str, tmp_path: Path) -> None:
-    data = miniature("self_training/embedded", tmp_path)
-    command = ["fit", "--config", "self_training/embedded", "--config", f"trainer/{overlay}", *data, *QUIET]
-    options = [
-        "--trainer.max_steps",
-        "1",
-        "--trainer.limit_val_batches",
-        "0",
-        "--run_dir",
-        str(tmp_path / "run"),
-    ]
-    assert main([*command, *options]) == 0
+    assert a_step("self_training/embedded", [overlay], tmp_path) == 0
     resolved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["trainer"]
     given = yaml.safe_load((package_configs() / f"trainer/{overlay}.yaml").read_text())["trainer"]
     if "precision" in given:
@@ -89,25 +86,7 @@ def test_a_step_through_the_command_line(overlay: str, tmp_path: Path) -> None:
 
 
 def test_overlays_leave_the_callbacks_of_a_config(tmp_path: Path) -> None:
-    data = miniature("dino/embedded", tmp_path)
-    command = [
-        "fit",
-        "--config",
-        "dino/embedded",
-        "--config",
-        "trainer/fused",
-        "--config",
-        "trainer/checkpointing",
-    ]
-    options = [
-        "--trainer.max_steps",
-        "1",
-        "--trainer.limit_val_batches",
-        "0",
-        "--run_dir",
-        str(tmp_path / "run"),
-    ]
-    assert main([*command, *data, *QUIET, *options]) == 0
+    assert a_step("dino/embedded", ["fused", "checkpointing"], tmp_path) == 0
     resolved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["trainer"]["callbacks"]
     kinds = ["KNNProbe", "RawPixelProbe", "FusedOptimizer", "GradientCheckpointing"]
     assert [c["class_path"].rpartition(".")[2] for c in resolved] == kinds

@@ -20,12 +20,10 @@ leaves out what the file of numbers has.
 from __future__ import annotations
 
 import json
-import logging
 import statistics
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from lightning.pytorch.callbacks import Callback
 from benchmarks.speed.floor_record import Call, Recorder, replaced, set_gradients
 from benchmarks.speed.floor_sizes import REAL, parsed
 from benchmarks.speed.paired import MANY, keep, markdown, now, options, shown, spread
+from benchmarks.training import quiet
 from zoo.heap import keep_freed_memory
 from zoo.method import Method
 from zoo.registry import list_methods
@@ -229,11 +228,9 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="leave out what the file has")
     parser.set_defaults(json=RESULTS)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    quiet()
     if arguments.device == "cpu":
         keep_freed_memory()  # as `zoo fit` does
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     failed: list[str] = []
     for size in arguments.sizes:
         known = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import statistics
 import time
-import warnings
 from pathlib import Path
 
 import lightning as L
-import torch
 
+from benchmarks.training import quiet
 from callbacks import FutureTeacher
 from datamodules import StreetShift
 from zoo import FST, SelfTraining
@@ -75,9 +73,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    quiet()
     L.seed_everything(0, verbose=False)
 
     def data() -> StreetShift:

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from benchmarks.speed.paired import keep, markdown, now, options, shown, spread
+from benchmarks.training import quiet
 from callbacks import ExactResume, RunProgress
 from callbacks.defaults import default_monitors
 from callbacks.interrupts import Interrupts
@@ -171,9 +170,7 @@ def main() -> None:
     parser = options(__doc__, rounds=5)
     parser.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES))
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    quiet()
     record = {size: measured(size, arguments.device, arguments.rounds) for size in arguments.sizes}
     rows = [
         [size, shown(r["raw_ms"]), name, shown(r[name]["added_ms"]), shown(r[name]["ratio"])]

@@ -14,7 +14,6 @@ import os
 import resource
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,6 +36,7 @@ from benchmarks.speed.paired import (
     spread,
     take_turns,
 )
+from benchmarks.training import quiet
 from zoo import SSAST
 from zoo.config_files import package_configs
 from zoo.optim import Optim
@@ -187,10 +187,8 @@ def main() -> None:
     parser.add_argument("--overlays", nargs="*", choices=OVERLAYS, default=OVERLAYS)
     parser.add_argument("--steps", type=int, default=3, help="of a turn")
     given = parser.parse_args()
-    torch.set_num_threads(1)
+    quiet()
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # in the process that is measured
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
     rows = []
     for recipe in given.recipes:

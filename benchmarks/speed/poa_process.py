@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
@@ -17,6 +15,7 @@ import lightning as L
 import torch
 
 from benchmarks.speed.paired import Meter, now
+from benchmarks.training import quiet
 from zoo import POA, DINOv2
 from zoo.methods.image.base import SelfDistillation
 from zoo.methods.image.poa import Said
@@ -137,9 +136,7 @@ def _noting(draw: Callable[..., Any], drawn: list[Any]) -> Callable[..., Any]:
 
 def train(options: dict[str, Any]) -> None:
     """The process of one method: steps of a Trainer when it is its turn."""
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    quiet()
     L.seed_everything(0, verbose=False)
     method, device = build(options, options["worker"]), options["device"]
     parts = Parts(method, options) if options["parts"] else None

@@ -1,8 +1,8 @@
 """Pieces of a step by the code that SePiCo's authors released, read from a checkout.
 
 Nothing of it lies in this repository: ``git clone https://github.com/BIT-DA/SePiCo`` brings it. Of mmcv and kornia,
-which its files import, the pieces use nothing, so placeholders stand in where they are not installed. On a machine
-without a GPU ``Tensor.cuda`` gives the tensor itself while a piece runs, since the code asks for GPUs by name.
+which its files import, the pieces use nothing, so empty modules take their names where they are not installed. On a
+machine without a GPU ``Tensor.cuda`` gives the tensor itself while a piece runs, since the code asks for GPUs by name.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ the accuracy of the 20 nearest neighbours on validation data, by seed.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import multiprocessing
 import os
@@ -21,7 +20,6 @@ import socket
 import statistics
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -34,6 +32,7 @@ from lightning.pytorch.callbacks import Callback
 from benchmarks.speed.floor_record import replaced
 from benchmarks.speed.floor_sizes import Batch, Builder, crops, streets
 from benchmarks.speed.paired import MANY, keep, markdown, now, options, peak_bytes, reset_peak, shown, spread
+from benchmarks.training import quiet
 from zoo import DINO, SelfTraining, SePiCo
 from zoo.cli import Unstarted, import_classes
 from zoo.config_files import resolve_configs
@@ -314,11 +313,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="of the trainings")
     parser.set_defaults(json=RESULTS)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    quiet()
     if arguments.device == "cpu":
         keep_freed_memory()  # as `zoo fit` does
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     rows = []
     for name, (fixed, points) in axes().items():
         if arguments.axes and not any(part in name for part in arguments.axes):

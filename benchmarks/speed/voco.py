@@ -17,11 +17,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import statistics
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +39,7 @@ from benchmarks.speed.paired import (
     shown,
     spread,
 )
+from benchmarks.training import quiet
 from datamodules import TorsoPhantom
 from datamodules.phantom import render
 from zoo import create_backbone
@@ -170,9 +169,7 @@ def main() -> None:
     if STRICT_MALLOC.items() - os.environ.items():  # read when a process starts
         module = [sys.executable, "-m", "benchmarks.speed.voco", *sys.argv[1:]]
         os.execve(sys.executable, module, {**os.environ, **STRICT_MALLOC})
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    quiet()
     L.seed_everything(0, verbose=False)
     found = {
         "embedded": measure_embedded(arguments.steps, arguments.device),
