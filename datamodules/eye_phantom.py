@@ -22,9 +22,9 @@ _AFFINE: Final = np.diag([0.06, 0.375, 0.19, 1.0])
 
 
 class EyePhotographs(MemoryImageDataModule):
-    """Photographs of 32×32 pixels: healthy, drusen, haemorrhages, or a large cup of the optic disc.
+    """Photographs of 32×32 pixels: healthy, hypertension, glaucoma or myopia.
 
-    Rendered on first use, 10 ms an image. Settings are to be chosen on ``val``.
+    Rendered on first use, 4 ms an image. Settings are to be chosen on ``val``.
 
     Args:
         num_train: training images.
@@ -89,7 +89,7 @@ class EyePhotographs(MemoryImageDataModule):
 
 
 class EyeScans(VolumeClassification):
-    """OCT scans of 32×16×32 voxels (depth, slices, columns): healthy, drusen, oedema, or a macular hole.
+    """OCT scans of 32×16×32 voxels (depth, slices, columns): healthy, oedema, serous or epithelial detachment.
 
     Rendered as NIfTI on first use, and read like any others; needs the extra ``medical``.
 

@@ -8,6 +8,7 @@ continued at any draw.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -223,20 +224,22 @@ class ResumableLoader(DataLoader[Any]):
 
 
 class TurnsLoader:
-    """Several loaders one after the other, each whole: an epoch is a pass over all of them.
+    """Several loaders in turn: an epoch is one pass over each.
 
     As long in every epoch, unlike loaders that are exchanged from epoch to epoch, so that schedules know their end
     and a resumed run its place.
 
     Args:
         loaders: in order.
+        mixed: spread the batches of all loaders evenly over the epoch, so that equally long ones alternate batch by
+            batch. Otherwise each loader's pass is whole.
 
     Attributes:
         position: number of batches of the epoch that the run has seen; :class:`callbacks.ExactResume` sets it.
     """
 
-    def __init__(self, loaders: Sequence[ResumableLoader]) -> None:
-        self.loaders = list(loaders)
+    def __init__(self, loaders: Sequence[ResumableLoader], mixed: bool = False) -> None:
+        self.loaders, self.mixed = list(loaders), mixed
         self.position: Callable[[], int] = int  # 0
         self.sampler, self.batch_sampler = self, None  # Lightning tells a loader's sampler the epoch
 
@@ -249,11 +252,23 @@ class TurnsLoader:
     def __len__(self) -> int:
         return sum(map(len, self.loaders))
 
+    def order(self) -> list[int]:
+        """Number of the loader of every batch of an epoch."""
+        sizes = list(map(len, self.loaders))
+        places = [(number, batch) for number, size in enumerate(sizes) for batch in range(size)]
+        if self.mixed:
+            places.sort(key=lambda place: (2 * place[1] + 1) / sizes[place[0]])
+        return [number for number, _ in places]
+
     def __iter__(self) -> Iterator[Any]:
-        seen = self.position() % max(1, len(self))
-        for loader in self.loaders:
-            here = min(seen, len(loader))
-            seen -= here
-            if here < len(loader):
-                loader.position = partial(int, here)
-                yield from loader
+        order = self.order()
+        seen = self.position() % max(1, len(order))
+        left = Counter(order[seen:])
+        for number, loader in enumerate(self.loaders):
+            loader.position = partial(int, order[:seen].count(number))
+        passes = [iter(loader) for loader in self.loaders]  # each begins when its first batch is asked for
+        for number in order[seen:]:
+            yield next(passes[number])
+            left[number] -= 1
+            if not left[number]:
+                next(passes[number], None)  # its workers end here, not with the epoch

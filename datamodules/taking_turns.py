@@ -19,7 +19,7 @@ class TakingTurns(JoinedBenchmarks):
 
     The trainer's epoch is such a round, two of the paper's epochs (even ones 3-D, odd ones 2-D). Batches are those of
     the sets: ``volume`` or ``image``, never both. All training images are shown, whatever their labels. Evaluation
-    and prediction go through volumes and images in the same way.
+    and prediction go through the volumes, then the images.
 
     Args:
         images: a set of images, without ``views``; its crops and mirroring augment training.
@@ -42,6 +42,7 @@ class TakingTurns(JoinedBenchmarks):
         images: ImageDataModule,
         volumes: VolumeDataModule,
         source: int | Literal["label"] | None = None,
+        turns: Literal["passes", "steps"] = "passes",
     ) -> None:
         if images.views is not None or volumes.views is None:
             raise ValueError(
@@ -50,8 +51,10 @@ class TakingTurns(JoinedBenchmarks):
             )
         if source not in (None, "label") and not (isinstance(source, int) and source >= 0):
             raise ValueError(f"data.source={source!r}: expected a number from 0, label, or nothing")
+        if turns not in ("passes", "steps"):
+            raise ValueError(f"data.turns={turns!r}: expected passes or steps")
         super().__init__({"volumes": volumes, "images": images}, main="images")
-        self.source = source
+        self.source, self.turns = source, turns
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -67,10 +70,10 @@ class TakingTurns(JoinedBenchmarks):
             images.datasets["train"] = DrawnImages(images.subset("train"), images.draw_seed)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """A pass over the volumes, then one over the images."""
+        """A pass over the volumes and one over the images, one after the other or mixed."""
         for part in self.parts.values():
             part.future_batches = self.future_batches
-        return self._in_turn("train_dataloader")
+        return self._in_turn("train_dataloader", mixed=self.turns == "steps")
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Volumes, then images."""
@@ -84,9 +87,9 @@ class TakingTurns(JoinedBenchmarks):
         """Volumes, then images."""
         return self._in_turn("predict_dataloader")
 
-    def _in_turn(self, kind: str) -> DataLoader[Any]:
+    def _in_turn(self, kind: str, mixed: bool = False) -> DataLoader[Any]:
         loaders = [getattr(part, kind)() for part in self.parts.values()]
-        return cast("DataLoader[Any]", TurnsLoader(loaders))
+        return cast("DataLoader[Any]", TurnsLoader(loaders, mixed))
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """The batch as its set makes it."""

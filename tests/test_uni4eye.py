@@ -199,26 +199,32 @@ def test_pictures_and_volumes_are_told_apart() -> None:
 # -- turns ---------------------------------------------------------------------------------------------------------
 
 
-def test_loaders_take_turns_and_go_on_within_one() -> None:
+@pytest.mark.parametrize(
+    ("mixed", "first", "second"),
+    [
+        (False, [0, 2, 100, 102, 104], [4, 6, 106, 108, 110]),
+        (True, [100, 0, 102, 2, 104], [106, 4, 108, 6, 110]),  # three batches and two, spread evenly
+    ],
+    ids=["passes", "steps"],
+)
+def test_loaders_take_turns_and_go_on_within_one(mixed: bool, first: list[int], second: list[int]) -> None:
     def loader(first: int, count: int) -> ResumableLoader:
         sampler = StridedSampler(count, endless=True)
         return ResumableLoader(range(first, first + 100), batch_size=2, sampler=sampler)
 
-    turns = TurnsLoader([loader(0, 4), loader(100, 6)])
-    rounds = [[[0, 1], [2, 3], [100, 101], [102, 103], [104, 105]]]
+    turns = TurnsLoader([loader(0, 4), loader(100, 6)], mixed)
     assert len(turns) == 5
-    assert [b.tolist() for b in turns] == rounds[0]
+    assert [b.tolist() for b in turns] == [[n, n + 1] for n in first]
     turns.sampler.set_epoch(1)
-    following = [[4, 5], [6, 7], [106, 107], [108, 109], [110, 111]]
     for seen in (0, 1, 2, 4, 5):
         turns.position = lambda seen=seen: seen  # type: ignore[misc]
-        assert [b.tolist() for b in turns] == (following[seen:] or following)
+        assert [b[0].item() for b in turns] == (second[seen:] or second)
 
 
-def turns_of(folder: Path, **volumes: Any) -> TakingTurns:
+def turns_of(folder: Path, turns: Any = "passes", **volumes: Any) -> TakingTurns:
     images = EyePhotographs(**tiny_eyes.photographs(folder), seed=0)
     scans = EyeScans(**{"views": VolumeFlips(), **tiny_eyes.scans(folder), **volumes}, seed=0)
-    return TakingTurns(images, scans)
+    return TakingTurns(images, scans, turns=turns)
 
 
 def test_a_round_shows_volumes_then_images(tmp_path: Path) -> None:
@@ -235,6 +241,12 @@ def test_a_round_shows_volumes_then_images(tmp_path: Path) -> None:
     assert data.preprocessing["volume"]["window"] == [0.0, 255.0]
     with pytest.raises(ValueError, match=r"data.volumes must have views.*data.images must have none"):
         turns_of(tmp_path, views=None)
+    with pytest.raises(ValueError, match=r"data.turns='epochs': expected passes or steps"):
+        turns_of(tmp_path, "epochs")
+    mixed = turns_of(tmp_path, "steps")
+    mixed.setup("fit")
+    assert ["image" in batch for batch in mixed.train_dataloader()] == 4 * [False, True]
+    assert ["image" in batch for batch in mixed.val_dataloader()] == [False, True]
 
 
 def test_flips_and_noise_of_volumes() -> None:
