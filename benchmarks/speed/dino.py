@@ -3,6 +3,9 @@
 Every library is installed into an environment of its own, which sees the packages of this one and changes none of
 them; one that cannot be installed or run is reported. ``hand-written`` is the step without any library, in a Trainer
 that logs nothing. What each does is in :mod:`benchmarks.speed.dino_libraries`.
+
+``--solo-learn CHECKOUT`` measures solo-learn, from a checkout of its repository, beside the zoo and the step without a
+library. Its DINO has no local crops: the others then get none either.
 """
 
 from __future__ import annotations
@@ -24,8 +27,10 @@ PEERS = {
     "lightly": "lightly==1.6.*",
     "lightly-train": "lightly-train==0.18.*",
     "stable-pretraining": "stable-pretraining==0.1.*",
-    "solo-learn": "solo-learn==1.*",
 }
+#: What a checkout of solo-learn needs for DINO beyond what is here; its own list asks for an old Lightning.
+SOLO_LEARN = {"solo-learn": "omegaconf==2.*"}
+LOCAL = 6
 OURS = ("zoo", "zoo, AdamW not fused", "hand-written")
 #: Installed here and the same for everybody.
 SHARED = ("torch", "torchvision", "lightning", "pytorch-lightning", "timm", "torchmetrics", "numpy")
@@ -75,6 +80,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument(
+        "--solo-learn", type=Path, metavar="CHECKOUT", help="measure it, in place of the other peers"
+    )
     parser.add_argument("--backbone", default="vit_tiny_patch16_224")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--prototypes", type=int, default=4096)
@@ -85,12 +93,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     options = {key: getattr(arguments, key) for key in ("backbone", "batch", "prototypes", "device")}
+    peers, checkout = {name: PEERS[name] for name in arguments.peers}, {}
+    options["local"] = LOCAL
+    if arguments.solo_learn is not None:
+        if not (arguments.solo_learn / "solo" / "methods" / "dino.py").is_file():
+            parser.error(
+                f"--solo-learn: {arguments.solo_learn} is no checkout: it has no solo/methods/dino.py"
+            )
+        peers, options["local"] = SOLO_LEARN, 0
+        checkout = {"solo_learn": str(arguments.solo_learn.resolve())}
     environments = arguments.environments or cache_root() / "peers"
     workers, missing = [], {}
-    for name in (*OURS, *arguments.peers):
+    for name in (*OURS, *peers):
         try:
-            python = sys.executable if name in OURS else environment(environments / name, PEERS[name])
-            workers.append(start(name, python, options))
+            python = sys.executable if name in OURS else environment(environments / name, peers[name])
+            workers.append(start(name, python, {**options, **checkout}))
         except RuntimeError as error:
             if name in OURS:
                 raise

@@ -1,7 +1,8 @@
 """One DINO step as each library has it: module, batch, and the Lightning that the module is made for.
 
 ``python -m benchmarks.speed.dino_libraries OPTIONS`` is the process of one library for :mod:`benchmarks.speed.dino`.
-All have ViT-Ti/16 of timm, head 2048-2048-256-K, AdamW, and crops that were made beforehand.
+All have ViT-Ti/16 of timm, head 2048-2048-256-K, AdamW, and crops that were made beforehand. solo-learn has no pip
+release that can be installed: it is read from a checkout.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.speed.paired import Meter
 
-CROPS, LOCAL = (96, 48), 6
+CROPS = (96, 48)
 #: Positions are interpolated, for the small crops and for the 224 pixels at which some library tries its backbone.
 VIT = {"img_size": CROPS[0], "dynamic_img_size": True, "num_classes": 0}
 Built = tuple[Any, Any, Any]
@@ -29,11 +30,13 @@ Built = tuple[Any, Any, Any]
 
 def views(options: dict[str, Any]) -> list[Tensor]:
     B, device = options["batch"], options["device"]
-    return [torch.rand(B, 3, side, side, device=device) for side in (CROPS[0],) * 2 + (CROPS[1],) * LOCAL]
+    sides = (CROPS[0],) * 2 + (CROPS[1],) * options["local"]
+    return [torch.rand(B, 3, side, side, device=device) for side in sides]
 
 
 def by_size(crops: list[Tensor]) -> dict[str, Tensor]:
-    return {"global": torch.cat(crops[:2]), "local": torch.cat(crops[2:])}
+    kinds = {"global": crops[:2], "local": crops[2:]}
+    return {kind: torch.cat(several) for kind, several in kinds.items() if several}
 
 
 def ours(options: dict[str, Any], fused: bool = True) -> Built:
@@ -51,7 +54,7 @@ def ours(options: dict[str, Any], fused: bool = True) -> Built:
 def hand_written(options: dict[str, Any]) -> Built:
     import lightning
 
-    K = options["prototypes"]
+    K, local = options["prototypes"], options["local"]
 
     class HandWritten(lightning.LightningModule):
         def __init__(self) -> None:
@@ -75,13 +78,11 @@ def hand_written(options: dict[str, Any]) -> Built:
                 said = self.logits(self.teacher, batch["global"])
                 first, second = ((said - self.centre) / 0.04).softmax(-1).chunk(2)
                 self.centre.lerp_(said.mean(0, keepdim=True), 0.1)
-            crops = (self.logits(self.student, batch["global"], batch["local"]) / 0.1).unflatten(
-                0, (-1, len(first))
-            )
-            target = torch.stack((second, first, *[first + second] * LOCAL))
-            weight = torch.tensor([1.0, 1.0, *[2.0] * LOCAL], device=self.device)[:, None]
+            crops = (self.logits(self.student, *batch.values()) / 0.1).unflatten(0, (-1, len(first)))
+            target = torch.stack((second, first, *[first + second] * local))
+            weight = torch.tensor([1.0, 1.0, *[2.0] * local], device=self.device)[:, None]
             rows = weight * crops.logsumexp(-1) - torch.linalg.vecdot(target, crops)
-            return rows.mean(1).sum() / (2 + 2 * LOCAL)
+            return rows.mean(1).sum() / (2 + 2 * local)
 
         def on_train_batch_end(self, *_: Any) -> None:
             with torch.no_grad():
@@ -169,6 +170,32 @@ def stable_pretraining(options: dict[str, Any]) -> Built:
     return method, {"global": crops[:2], "local": crops[2:]}, lightning
 
 
+def solo_learn(options: dict[str, Any]) -> Built:
+    """Two crops, each forwarded alone; its classifier beside the head is not to be had without."""
+    import lightning
+
+    sys.path.insert(0, options["solo_learn"])
+    from omegaconf import OmegaConf
+    from solo.methods.dino import DINO
+
+    head = {"proj_hidden_dim": 2048, "proj_output_dim": 256, "num_prototypes": options["prototypes"]}
+    settings = {
+        "method": "dino", "max_epochs": 1,
+        "backbone": {
+            "name": "_".join(options["backbone"].split("_")[:2]), "kwargs": {"img_size": CROPS[0]},
+        },
+        "data": {"dataset": "random", "num_classes": 10, "num_large_crops": 2, "num_small_crops": 0},
+        "optimizer": {
+            "name": "adamw", "batch_size": options["batch"], "lr": 1e-5, "weight_decay": 0.04, "classifier_lr": 0.1,
+        },
+        "scheduler": {"name": "none"}, "momentum": {"base_tau": 0.996},
+        "method_kwargs": {**head, "freeze_last_layer": 0},
+    }  # fmt: skip
+    method = DINO(OmegaConf.create(settings)).to(memory_format=torch.channels_last)  # as its script does
+    index = torch.arange(options["batch"], device=options["device"])
+    return method, [index, views(options), index % 10], lightning
+
+
 BUILDS: dict[str, Any] = {
     "zoo": ours,
     "zoo, AdamW not fused": lambda options: ours(options, fused=False),
@@ -176,6 +203,7 @@ BUILDS: dict[str, Any] = {
     "lightly": lightly,
     "lightly-train": lightly_train,
     "stable-pretraining": stable_pretraining,
+    "solo-learn": solo_learn,
 }
 
 
