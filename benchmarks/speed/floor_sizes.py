@@ -260,16 +260,17 @@ REAL: dict[str, Real] = {
 
 def parsed(name: str, size: str) -> Unstarted:
     """The command that trains a method at a size, with everything that begins later begun."""
-    import_classes()
-    model = dict(BEGUN.get(name, {}))
-    config = f"{name}/embedded"
     if size == "real":
-        config, model = REAL[name].config, {**model, **REAL[name].model}
-    elif name in ("dino", "dinov2", "ibot", "poa"):
-        model |= THAWED
+        return command(name, REAL[name].config, REAL[name].model)
+    return command(name, f"{name}/embedded", THAWED if name in ("dino", "dinov2", "ibot", "poa") else {})
+
+
+def command(name: str, config: str, model: Mapping[str, Any]) -> Unstarted:
+    """The command that trains a method by a config with other arguments, with everything that begins later begun."""
+    import_classes()
     options = [
         text
-        for key, value in model.items()
+        for key, value in {**BEGUN.get(name, {}), **model}.items()
         for text in (f"--model.{key}", value if isinstance(value, str) else json.dumps(value))
     ]
     return Unstarted(resolve_configs(["fit", "--config", config, *options]))
