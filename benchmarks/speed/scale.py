@@ -1,4 +1,4 @@
-"""How a step's time and memory grow along one axis at a time, as powers of it; and what a batch size is worth.
+"""How a step's time and memory grow along one axis at a time, as powers of it.
 
 Axes: images of a batch, side of the crops, parameters of the backbone, classes, length of SePiCo's bank, processes.
 Every point is a process of its own (two of them, over gloo, for two ranks), forked once everything is imported; those
@@ -6,8 +6,7 @@ of an axis take turns in rotating order. A step is that of a Trainer with the ca
 happens between two requests for a batch; its memory is the most that was resident during the steps beyond what was
 before the method was built. Exponents are least squares of logarithms: 1 grows as the axis does, 0 not at all.
 
-Accuracy per second: DINO on digits of 8 x 8 pixels, trained for the same CPU time with batches of several sizes, and
-the accuracy of the 20 nearest neighbours on validation data, by seed.
+What the time is worth in accuracy is asked by :mod:`benchmarks.speed.accuracy`.
 """
 
 from __future__ import annotations
@@ -27,18 +26,14 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 
 from benchmarks.speed.floor_record import replaced
 from benchmarks.speed.floor_sizes import Batch, Builder, crops, streets
 from benchmarks.speed.paired import MANY, keep, markdown, now, options, peak_bytes, reset_peak, shown, spread
 from benchmarks.training import quiet
 from zoo import DINO, SelfTraining, SePiCo
-from zoo.cli import Unstarted, import_classes
-from zoo.config_files import resolve_configs
 from zoo.heap import keep_freed_memory
 from zoo.method import Method
-from zoo.nn.knn import knn_scores
 from zoo.registry import create_backbone
 
 RESULTS = Path(__file__).parents[1] / "results" / "speed_scale.json"
@@ -250,67 +245,10 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> float:
     return above / sum((a - means[0]) ** 2 for a, _ in logs)
 
 
-# -- accuracy per second ---------------------------------------------------------------------------------------------
-
-
-class UntilTired(Callback):
-    """Ends training after so much time on the device.
-
-    Args:
-        seconds: CPU time, or the clock's on a GPU.
-        device: ``cpu`` or ``cuda``.
-    """
-
-    def __init__(self, seconds: float, device: str) -> None:
-        self.seconds, self.device = seconds, device
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The clock starts."""
-        self.end = now(self.device) + self.seconds
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Stop when it is over."""
-        trainer.should_stop = now(self.device) > self.end
-
-
-def learned(batch_size: int, seconds: float, seed: int, device: str) -> dict[str, float]:
-    """Steps, and the accuracy in percent of nearest neighbours on validation digits, after so many seconds."""
-    settings = {
-        "--seed_everything": seed, "--data.batch_size": batch_size, "--model.optim.schedule": "constant",
-         "--model.momentum": 0.99, "--model.final_momentum": 0.99,
-    }  # fmt: skip
-    typed = [str(word) for option in settings.items() for word in option]
-    cli = Unstarted(resolve_configs(["fit", "--config", "dino/embedded", *typed]))
-    method, data = cli.build_method(), cli.build_data()
-    trainer = L.Trainer(
-        accelerator="gpu" if device == "cuda" else "cpu", devices=1, max_steps=MANY, logger=False,
-        callbacks=[UntilTired(seconds, device)], enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
-    trainer.fit(method, datamodule=data)
-    bank, query = (_described(method, data, name) for name in ("train", "val"))
-    scores = knn_scores(query[0], *bank, num_classes=10, k=[20])[20]
-    return {
-        "steps": trainer.global_step,
-        "accuracy": 100 * float((scores.argmax(1) == query[1]).float().mean()),
-    }
-
-
-@torch.no_grad()
-def _described(method: Any, data: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    data.setup(None)
-    samples = data.subset(name)
-    rows = [samples[index] for index in range(len(samples))]
-    image = torch.stack([torch.as_tensor(row["image"]) for row in rows]).float() / 255
-    return method.features(image.to(method.device)).cpu(), torch.tensor([int(row["label"]) for row in rows])
-
-
 def main() -> None:
     parser = options(__doc__, rounds=3)
     parser.add_argument("--axes", nargs="*", help="parts of their names (default: all)")
     parser.add_argument("--steps", type=int, default=2, help="of a round")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of the trainings; 0: none")
-    parser.add_argument("--seeds", type=int, default=2, help="of the trainings")
     parser.set_defaults(json=RESULTS)
     arguments = parser.parse_args()
     quiet()
@@ -331,25 +269,6 @@ def main() -> None:
         print(f"{name}: {points_of} → {ms} ms, exponent {exponents[0]}", flush=True)
     header = ["axis", "fixed", "points", "step, ms", "exponent", "memory, MiB", "exponent"]
     print(markdown(header, rows))
-    if not arguments.seconds:
-        return
-    import_classes()
-    rows = []
-    for batch_size in (16, 32, 64, 128):
-        runs = [
-            learned(batch_size, arguments.seconds, seed, arguments.device) for seed in range(arguments.seeds)
-        ]
-        accuracy = spread([run["accuracy"] for run in runs])
-        steps = statistics.mean(run["steps"] for run in runs)
-        record = {
-            "seconds": arguments.seconds,
-            "steps": steps,
-            "accuracy": accuracy,
-            "seeds": arguments.seeds,
-        }
-        keep(arguments.json, arguments.device, {"learning": {str(batch_size): record}})
-        rows.append([str(batch_size), f"{steps:.0f}", shown(accuracy, 1)])
-    print(markdown(["batch", f"steps in {arguments.seconds:.0f} s", "kNN accuracy, %"], rows))
 
 
 if __name__ == "__main__":
