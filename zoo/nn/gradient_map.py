@@ -15,8 +15,6 @@ from torch import Tensor
 
 VolumeGradient = Literal["slices", "volume"]
 
-_SMOOTH = (1.0, 4.0, 6.0, 4.0, 1.0)
-_DERIVE = (-1.0, -2.0, 0.0, 2.0, 1.0)
 #: Rec. 601 in units of 2^-15, as OpenCV weighs 8-bit channels.
 _GREY = (9798.0, 19235.0, 3735.0)
 
@@ -46,11 +44,10 @@ def gradient_map(x: Tensor, of_volumes: VolumeGradient = "slices") -> Tensor:
         )
     if min(x.shape[axis] for axis in axes) < 3:
         raise ValueError(f"a gradient map needs sides of at least 3, got {list(x.shape[2:])}")
-    grey = grey_levels(x)
-    total = torch.zeros_like(grey)
-    for axis in axes:
-        total += _response(grey, axis, axes).abs_().clamp_(max=255)
-    return total.div_(len(axes)).round_().div_(255)
+    first, *others = [r.abs_().clamp_(max=255) for r in _responses(_mirrored(grey_levels(x), axes), axes)]
+    for other in others:
+        first += other
+    return first.float().div_(len(axes)).round_().div_(255)
 
 
 def grey_levels(x: Tensor) -> Tensor:
@@ -62,25 +59,52 @@ def grey_levels(x: Tensor) -> Tensor:
     return (levels * weights).sum(1, keepdim=True).add_(2.0**14).mul_(2.0**-15).floor_()
 
 
-def _response(grey: Tensor, axis: int, axes: Sequence[int]) -> Tensor:
-    """The derivative along one axis, smoothed along the others; whole numbers for two axes."""
-    response = _along(grey, axis, _DERIVE)
-    for other in axes:
-        if other != axis:
-            response = _along(response, other, _SMOOTH)
-    return response if len(axes) == 2 else response.div_(sum(_SMOOTH) ** (len(axes) - 2))
+def _mirrored(grey: Tensor, axes: Sequence[int]) -> Tensor:
+    """Grey levels with two more at both ends of every axis, mirrored without repeating the last one.
 
-
-def _along(x: Tensor, axis: int, taps: Sequence[float]) -> Tensor:
-    """Correlation with five taps along one axis; borders are mirrored without repeating the last value.
-
-    Added up in place, where the taps' products are whole numbers, whose order does not matter.
+    Of two axes all responses fit 16-bit integers, as in OpenCV; of three they are whole numbers in float32.
     """
-    length = x.shape[axis]
-    mirrored = [x.narrow(axis, at, 1) for at in (2, 1, length - 2, length - 3)]
-    lines = torch.cat((*mirrored[:2], x, *mirrored[2:]), axis)
-    total = torch.zeros_like(x)
-    for at, tap in enumerate(taps):
-        if tap:
-            total.add_(lines.narrow(axis, at, length), alpha=tap)
-    return total
+    sides = [side + 4 if axis in axes else side for axis, side in enumerate(grey.shape)]
+    lines = grey.new_empty(sides, dtype=torch.int16 if len(axes) == 2 else torch.float32)
+    inside = lines
+    for axis in axes:
+        inside = inside.narrow(axis, 2, grey.shape[axis])
+    inside.copy_(grey)
+    for done, axis in enumerate(axes):
+        rows = lines
+        for later in axes[done + 1 :]:  # their ends are mirrored in their turn
+            rows = rows.narrow(later, 2, grey.shape[later])
+        end = rows.shape[axis] - 1
+        for to, of in ((0, 4), (1, 3), (end, end - 4), (end - 1, end - 3)):
+            rows.narrow(axis, to, 1).copy_(rows.narrow(axis, of, 1))
+    return lines
+
+
+def _responses(lines: Tensor, axes: Sequence[int]) -> list[Tensor]:
+    """For every axis the derivative along it, taps (-1, -2, 0, 2, 1), smoothed along the others by (1, 4, 6, 4, 1).
+
+    Both begin with (1, 2, 1), so that one sum serves the derivative along an axis and the smoothing for the others.
+    """
+    found: list[Tensor] = []
+    for axis in axes:
+        found = [_smoothed(_binomial(response, axis), axis) for response in found]
+        binomial = _binomial(lines, axis)
+        sides = binomial.shape[axis] - 2
+        found.append(binomial.narrow(axis, 2, sides) - binomial.narrow(axis, 0, sides))
+        if axis != axes[-1]:
+            lines = _smoothed(binomial, axis)
+    return found if len(axes) == 2 else [response.div_(16.0 ** (len(axes) - 2)) for response in found]
+
+
+def _binomial(x: Tensor, axis: int) -> Tensor:
+    """Sums with the taps (1, 2, 1): two entries fewer along the axis."""
+    for _ in range(2):
+        x = x.narrow(axis, 0, x.shape[axis] - 1) + x.narrow(axis, 1, x.shape[axis] - 1)
+    return x
+
+
+def _smoothed(binomial: Tensor, axis: int) -> Tensor:
+    """The same taps once more, which makes (1, 4, 6, 4, 1)."""
+    sides = binomial.shape[axis] - 2
+    ends = binomial.narrow(axis, 0, sides) + binomial.narrow(axis, 2, sides)
+    return ends.add_(binomial.narrow(axis, 1, sides), alpha=2)
