@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from zoo.method import TRAINING_PARTS, Batch, Method
-from zoo.nn import ConfidenceShare
+from zoo.nn import ConfidenceShare, Prediction, weigh
 from zoo.teacher import Mode, Teacher
 
 
@@ -118,11 +118,11 @@ class PseudoLabeler(Callback):
     def annotate(self, method: Method, batch: Batch) -> Batch:
         """Return the unlabelled part with ``pseudo_label`` and ``pseudo_weight``."""
         part = batch[self.unlabelled]
-        scores = self.scores(method, part)
-        weight = self.parts["weight"](scores, part.get("index"))
-        self.num_classes = scores.shape[1]
-        kept = {"confidence": scores.softmax(1).amax(1)} if self.keeps_confidence else {}
-        return {**part, "pseudo_label": scores.argmax(1), "pseudo_weight": weight, **kept}
+        prediction = Prediction(self.scores(method, part))
+        weight = weigh(self.parts["weight"], prediction, part.get("index"))
+        self.num_classes = prediction.logits.shape[1]
+        kept = {"confidence": prediction.confidence} if self.keeps_confidence else {}
+        return {**part, "pseudo_label": prediction.label, "pseudo_weight": weight, **kept}
 
     def scores(self, method: Method, part: Batch) -> Tensor:
         """Return what labels and weights are made of: the logits of the unlabelled images."""

@@ -43,6 +43,7 @@ from zoo.nn.masking_clusters import ClusterMasking, UniformMasking, masks_at
 from zoo.nn.mixing import ClassMix, CutMix, CutOut, NoMix, UnlabelledClassMix
 from zoo.nn.multicrop import MultiCrop
 from zoo.nn.participant_contrast import participant_info_nce
+from zoo.nn.prediction import Prediction
 from zoo.nn.schedules import WeightSchedule, weight_schedule
 from zoo.nn.segmentor import Segmentor, build_segmentor
 from zoo.nn.signal_augment import SignalAugment
@@ -60,7 +61,9 @@ from zoo.nn.weighting import (
     FixedThreshold,
     FlexMatch,
     FreeMatch,
+    Weighting,
     create_weighting,
+    weigh,
 )
 
 __all__ = [
@@ -102,6 +105,7 @@ __all__ = [
     "PSPHead",
     "PSPShuffleHead",
     "PhotometricJitter",
+    "Prediction",
     "ProjectionHead",
     "ScoreShare",
     "Segmentor",
@@ -118,6 +122,7 @@ __all__ = [
     "VolumeCrops",
     "VolumeFlips",
     "WeightSchedule",
+    "Weighting",
     "bank_contrast",
     "blur_kernel_size",
     "build_segmentor",
@@ -149,5 +154,6 @@ __all__ = [
     "rarity_weights",
     "sinkhorn_knopp",
     "soft_cross_entropy",
+    "weigh",
     "weight_schedule",
 ]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from zoo.nn.prediction import Prediction
+from zoo.nn.weighting import Weighting, weigh
 
-class BorderMask(nn.Module):
+
+class BorderMask(Weighting):
     """Any weighting of pseudo-labels, with weight 0 in strips along the image's border.
 
     DAFormer, FST and SePiCo distrust the top 15 rows of Cityscapes (rectification artefacts) and the bottom
@@ -34,10 +37,9 @@ class BorderMask(nn.Module):
         self.weight = weight
         self.top, self.bottom, self.left, self.right = top, bottom, left, right
 
-    @torch.no_grad()
-    def forward(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
-        """Return the weight ``[B, H, W]`` of every pixel for logits ``[B, C, H, W]``."""
-        weight = self.weight(logits, index)
+    def judge(self, prediction: Prediction, index: Tensor | None = None) -> Tensor:
+        """Return the weight ``[B, H, W]`` of every pixel."""
+        weight = weigh(self.weight, prediction, index)
         height, width = weight.shape[-2:]
         kept = torch.zeros_like(weight)
         inside = (

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from zoo.nn.prediction import Prediction
 from zoo.nn.weighting import ConfidenceShare
 
 CITYSCAPES_FREQUENCIES = (
@@ -73,7 +74,6 @@ class DayNightFusion(nn.Module):
 class ScoreShare(ConfidenceShare):
     """The confidence share where predictions are scores already: their maximum is the confidence."""
 
-    @torch.no_grad()
-    def forward(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+    def judge(self, prediction: Prediction, index: Tensor | None = None) -> Tensor:
         """Return the weight of every pixel for scores ``[B, C, *]``."""
-        return self.share(logits.amax(1))
+        return self.share(prediction.score)

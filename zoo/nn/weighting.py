@@ -3,11 +3,15 @@
 Every module maps ``logits`` ``[B, C, *]`` and, where it remembers single samples, their dataset positions
 ``index`` ``[B]`` to a float weight ``[B, *]`` without gradient. What a module has learned about the classes
 lives in buffers: it is in every checkpoint, changes in training mode only, and is the same on all ranks.
+
+Modules of one's own need no more than that. Those here are :class:`Weighting`: they judge a
+:class:`~zoo.nn.prediction.Prediction`, so that who needs its label and confidence too computes them once.
 """
 
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,11 +19,33 @@ import torch
 from torch import Tensor, nn
 
 from zoo.nn.entropy import masked_percentile, prediction_entropy
+from zoo.nn.prediction import Prediction
 from zoo.nn.ranks import gather_ranks, mean_over_ranks
 from zoo.registry import UnknownNameError
 
 
-class ConfidenceShare(nn.Module):
+class Weighting(nn.Module, ABC):
+    """Base of the weightings."""
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return the weight ``[B, *]`` for logits ``[B, C, *]``."""
+        return self.judge(Prediction(logits), index)
+
+    @abstractmethod
+    def judge(self, prediction: Prediction, index: Tensor | None = None) -> Tensor:
+        """Return the weight, called without gradient."""
+
+
+@torch.no_grad()
+def weigh(weighting: nn.Module, prediction: Prediction, index: Tensor | None = None) -> Tensor:
+    """The weight by any module, which may know logits only."""
+    if isinstance(weighting, Weighting):
+        return weighting.judge(prediction, index)
+    return weighting(prediction.logits, index)
+
+
+class ConfidenceShare(Weighting):
     """One weight for the whole batch: the share of its pixels whose confidence reaches a threshold.
 
     Tranheden et al., "DACS" (WACV 2021), section 3.3; so used by DAFormer and FST.
@@ -32,36 +58,36 @@ class ConfidenceShare(nn.Module):
         super().__init__()
         self.threshold = threshold
 
-    @torch.no_grad()
-    def forward(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+    def judge(self, prediction: Prediction, index: Tensor | None = None) -> Tensor:
         """Return the weight of every pixel."""
-        return self.share(_confidence(logits)[0])
+        return self.share(prediction.confidence)
 
     def share(self, confidence: Tensor) -> Tensor:
         """Return the weight of every pixel for a ``confidence`` ``[B, *]`` that is known already."""
         return (confidence >= self.threshold).float().mean().repeat(confidence.shape)
 
 
-class FixedThreshold(nn.Module):
+class FixedThreshold(Weighting):
     """Weight 1 where the confidence reaches a threshold, else 0.
 
     Sohn et al., "FixMatch" (NeurIPS 2020), section 2.2.
 
     Args:
-        threshold: least confidence that is trusted.
+        threshold: least confidence that is trusted; 0 trusts everything, without a look at confidences.
     """
 
     def __init__(self, threshold: float = 0.95) -> None:
         super().__init__()
         self.threshold = threshold
 
-    @torch.no_grad()
-    def forward(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+    def judge(self, prediction: Prediction, index: Tensor | None = None) -> Tensor:
         """Return the weight of every pixel."""
-        return (_confidence(logits)[0] >= self.threshold).float()
+        if self.threshold <= 0:
+            return prediction.logits.new_ones(prediction.logits[:, 0].shape)
+        return (prediction.confidence >= self.threshold).float()
 
 
-class FlexMatch(nn.Module):
+class FlexMatch(Weighting):
     """A threshold per class, lower for classes that are learned slower (curriculum pseudo-labelling).
 
     Zhang et al., "FlexMatch" (NeurIPS 2021), sections 3.1-3.3. With ``s(c)`` the share of samples confidently
@@ -99,15 +125,14 @@ class FlexMatch(nn.Module):
             # The class of a sample that was never confident is num_classes.
             self.register_buffer("memory", torch.full((num_samples,), num_classes))
 
-    @torch.no_grad()
-    def forward(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+    def judge(self, prediction: Prediction, index: Tensor | None = None) -> Tensor:
         """Return the weight, 0 or 1, of every sample or pixel.
 
         Raises:
             ValueError: with ``num_samples``, the logits are not one prediction per sample or ``index`` is
                 missing.
         """
-        confidence, label = _confidence(logits)
+        confidence, label = prediction.confidence, prediction.label
         weight = (confidence >= self.thresholds()[label]).float()
         if self.training:
             self._update(confidence >= self.threshold, label, index)
@@ -136,7 +161,7 @@ class FlexMatch(nn.Module):
         self.memory.scatter_reduce_(0, index, state, "amin", include_self=False)
 
 
-class FreeMatch(nn.Module):
+class FreeMatch(Weighting):
     """Thresholds that follow the network's own confidence, globally and per class.
 
     Wang et al., "FreeMatch" (ICLR 2023), section 4.1: the global threshold is a moving average of the mean
@@ -157,10 +182,9 @@ class FreeMatch(nn.Module):
         self.register_buffer("level", torch.tensor(1 / num_classes))
         self.register_buffer("prediction", torch.full((num_classes,), 1 / num_classes))
 
-    @torch.no_grad()
-    def forward(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+    def judge(self, prediction: Prediction, index: Tensor | None = None) -> Tensor:
         """Return the weight, 0 or 1, of every pixel."""
-        probability = logits.float().softmax(1)
+        probability = prediction.logits.softmax(1)
         confidence, label = probability.max(1)
         if self.training:
             classes = probability.transpose(0, 1).flatten(1).mean(1)
@@ -174,7 +198,7 @@ class FreeMatch(nn.Module):
         return self.level * self.prediction / self.prediction.max()
 
 
-class ClassBalanced(nn.Module):
+class ClassBalanced(Weighting):
     """Trust the most confident ``portion`` of every class, so that rare and hard classes are not starved.
 
     Zou et al., "Unsupervised Domain Adaptation for Semantic Segmentation via Class-Balanced Self-Training"
@@ -199,10 +223,9 @@ class ClassBalanced(nn.Module):
         self.portion, self.threshold, self.momentum = portion, threshold, momentum
         self.register_buffer("thresholds", torch.full((num_classes,), threshold))
 
-    @torch.no_grad()
-    def forward(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+    def judge(self, prediction: Prediction, index: Tensor | None = None) -> Tensor:
         """Return the weight, 0 or 1, of every pixel."""
-        confidence, label = _confidence(logits)
+        confidence, label = prediction.confidence, prediction.label
         if self.training:
             self._update(confidence, label)
         return (confidence >= self.thresholds[label]).float()
@@ -223,7 +246,7 @@ class ClassBalanced(nn.Module):
         self.thresholds.copy_(torch.where(mean[1] > 0, moved, self.thresholds))
 
 
-class EntropyFilter(nn.Module):
+class EntropyFilter(Weighting):
     """Trust the pixels whose entropy is below a percentile of the batch, with weights of mean 1.
 
     The weight is ``pixels / kept`` on the kept ones, so that :func:`zoo.nn.losses.pixel_cross_entropy` over
@@ -239,10 +262,9 @@ class EntropyFilter(nn.Module):
         super().__init__()
         self.percent = percent
 
-    @torch.no_grad()
-    def forward(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+    def judge(self, prediction: Prediction, index: Tensor | None = None) -> Tensor:
         """Return the weight of every pixel; all 0 where nothing is below the percentile."""
-        entropy = prediction_entropy(logits)
+        entropy = prediction_entropy(prediction.logits)
         everywhere = torch.ones_like(entropy, dtype=torch.bool)
         kept = entropy < masked_percentile(entropy, everywhere, self.percent)
         return kept * (kept.numel() / kept.sum().clamp(min=1))
@@ -280,12 +302,6 @@ def create_weighting(
     facts = {"num_classes": num_classes, "threshold": threshold}
     known = {key: value for key, value in facts.items() if key in accepted}
     return WEIGHTINGS[name](**{**known, **(options or {})})
-
-
-def _confidence(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest softmax probability and its class, each ``[B, *]``."""
-    confidence, label = logits.float().softmax(1).max(1)
-    return confidence, label
 
 
 def _class_counts(label: Tensor, num_classes: int) -> Tensor:
