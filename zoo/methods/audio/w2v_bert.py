@@ -15,7 +15,7 @@ from zoo.methods.audio.base import AudioMethod
 from zoo.nn.audio_augment import within
 from zoo.nn.gumbel import Codes, GumbelQuantiser, diversity_loss, mean_usage, one_hot_usage, perplexity
 from zoo.nn.masking_spans import SpanMasking
-from zoo.nn.span_contrast import draw_distractors, mean_over_steps, step_scores
+from zoo.nn.span_contrast import StepScores, draw_distractors, mean_over_steps, step_scores
 from zoo.optim import Optim
 from zoo.registry import create_backbone
 
@@ -195,14 +195,18 @@ class W2vBERT(AudioMethod):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Take the losses; log what they say of codes and predictions."""
-        batch = {**batch, "place": self.place(batch_idx)}
+        writes = self.writes_logs()
+        batch = {**batch, "place": self.place(batch_idx), "scored": writes}
         loss = super().training_step(batch, batch_idx)
-        if self.writes_logs():
+        if writes:
             self.log_dict({f"train/{name}": value for name, value in batch["scores"].items()})
         return loss
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The weighted terms; ``batch["scores"]`` is left behind, the metrics that are logged."""
+        """The weighted terms; ``batch["scores"]`` is left behind, the metrics that are logged.
+
+        Where ``batch["scored"]`` is false there are none.
+        """
         image = self.image(batch)
         network, generator = self.student, generator_at(batch.get("place", "0/0/0"), image.device)
         encoded = network.backbone.encode(image)
@@ -222,19 +226,34 @@ class W2vBERT(AudioMethod):
             "contrastive": self.mean(errors, scores.counts),
             "diversity": diversity_loss(usage),
         }
-        used = one_hot_usage(codes.ids, network.quantiser.entries, valid)
+        if logits is not None:
+            entropy = F.cross_entropy(logits.permute(0, 3, 1, 2).float(), codes.ids, reduction="none")
+            losses["prediction"] = self.mean(entropy.mean(-1), mask)
+        if batch.get("scored", True):
+            with torch.no_grad():
+                batch["scores"] = self._scores(scores, codes, usage, logits, valid, mask)
+        return {name: loss * self.weights[name] for name, loss in losses.items()}
+
+    def _scores(
+        self,
+        scores: StepScores,
+        codes: Codes,
+        usage: Tensor,
+        logits: Tensor | None,
+        valid: Tensor,
+        mask: Tensor,
+    ) -> dict[str, Tensor]:
+        """How often the own code was told from others and was predicted, and of how many codes use is made."""
+        used = one_hot_usage(codes.ids, self.student.quantiser.entries, valid)
         found = {
             "contrastive_accuracy": self.mean((scores.logits.argmax(-1) == 0).float(), scores.counts),
             "code_perplexity": perplexity(used).mean(),
             "soft_perplexity": perplexity(usage).mean(),
         }
         if logits is not None:
-            entropy = F.cross_entropy(logits.permute(0, 3, 1, 2).float(), codes.ids, reduction="none")
-            losses["prediction"] = self.mean(entropy.mean(-1), mask)
             right = (logits.argmax(-1) == codes.ids).all(-1)
             found["prediction_accuracy"] = self.mean(right.float(), mask)
-        batch["scores"] = {name: value.detach() for name, value in found.items()}
-        return {name: loss * self.weights[name] for name, loss in losses.items()}
+        return found
 
     def mean(self, values: Tensor, counts: Tensor) -> Tensor:
         """Mean of ``[B, S]`` over the steps that count, as ``average`` says."""
