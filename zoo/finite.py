@@ -164,8 +164,9 @@ class NonFinite(Callback):
         """Called by the method between its losses and whatever it does with them."""
         if self._now is None:
             return
-        names = [f"loss {name!r}" for name in losses]
-        self._now.looked_at.append((lambda: names, torch.stack([loss.detach() for loss in losses.values()])))
+        names = list(losses)  # and not the terms themselves, whose graph would live on
+        told = torch.stack(list(losses.values())).detach()
+        self._now.looked_at.append((lambda: [f"loss {name!r}" for name in names], told))
         # Several processes stop together, when gradients have been averaged: one alone would leave the others waiting.
         if self._waits and self.action == "stop" and pl_module.trainer.world_size == 1:
             self._judge(pl_module, [self._now])

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from zoo.checkpoints.start import InitFrom
 from zoo.deployable import Deployable
 from zoo.finite import NonFinite
+from zoo.idle_hooks import leave_out_idle_hooks
 from zoo.optim import Optim, build_optimizer, clip_gradients, drop_frozen_gradients
 from zoo.optim_schedule import OptimSchedule
 
@@ -143,6 +144,7 @@ class Method(Deployable):
         self._loss_watchers = [callback for callback in callbacks if hasattr(callback, "on_losses")]
         if stage != "fit":
             return
+        leave_out_idle_hooks(callbacks)
         if self.optim.clip_norm is not None and self.trainer.gradient_clip_val:
             raise MisconfigurationException(
                 f"optim.clip_norm={self.optim.clip_norm} and trainer.gradient_clip_val="

@@ -18,7 +18,7 @@ def magnitudes(tensors: Iterable[Tensor]) -> Tensor:
     Args:
         tensors: at least one, none of them empty; sharded ones answer for their shard.
     """
-    local = [getattr(tensor, "to_local", lambda tensor=tensor: tensor)() for tensor in tensors]
+    local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
     if local[0].device.type == "cpu":
         lengths = _norms(local, 2.0)
         if all(map(math.isfinite, lengths.tolist())):
@@ -27,4 +27,5 @@ def magnitudes(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def _norms(tensors: list[Tensor], order: float) -> Tensor:
-    return torch.stack([norm.float() for norm in torch._foreach_norm(tensors, order)])
+    norms = torch._foreach_norm(tensors, order)
+    return torch.stack([norm if norm.dtype == torch.float32 else norm.float() for norm in norms])
