@@ -16,9 +16,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.cache import cache_root, write_atomically
+from datamodules.readers import Cache
 
 _BROKEN: Final = "broken.txt"
 _CHUNK: Final = 1 << 24
+
+
+class CacheError(RuntimeError):
+    """The cache does not hold what is asked for, or holds it damaged; the message says what to do."""
 
 
 class ArrayRecord(Protocol):
@@ -83,15 +88,18 @@ class ArrayCache(ABC, Generic[Job, Record]):
     def make(self, job: Job) -> None:
         """Make the arrays of one job and :meth:`keep` them; raises :attr:`broken`."""
 
+    def stats(self, job: Job) -> list[Any]:
+        """Path, size and time of what a job reads, by which files are told that have changed; plain values."""
+        files = [path.resolve() for path in self.files(job)]
+        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+
     def place(self, job: Job) -> Path:
         """The folder of a job.
 
         Raises:
             FileNotFoundError: there is no such file.
         """
-        files = [path.resolve() for path in self.files(job)]
-        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        described = json.dumps([self.version, stats, self.settings(job)])
+        described = json.dumps([self.version, self.stats(job), self.settings(job)])
         return self.folder / f"{self.title(job)[:80]}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
 
     def find(self, job: Job) -> Record | None:
@@ -101,6 +109,30 @@ class ArrayCache(ABC, Generic[Job, Record]):
             return self.record(folder, json.loads((folder / "record.json").read_text()))
         except (OSError, ValueError, TypeError):
             return None
+
+    def records(self, jobs: Sequence[Job]) -> list[Record]:
+        """What :meth:`ensure` has made of the jobs.
+
+        Raises:
+            CacheError: something is not there, or of a file that has changed since.
+        """
+        found = [self.find(job) for job in jobs]
+        lost = [self.files(job)[0] for job, record in zip(jobs, found, strict=True) if record is None]
+        if lost:
+            raise CacheError(
+                f"{len(lost)} of {len(jobs)} files are not in {self.folder} as they are now ({lost[0]}): call "
+                "prepare_data() first, or start again if they have changed since"
+            )
+        return [record for record in found if record is not None]
+
+    def kept(self, job: Job) -> Record | None:
+        """What :meth:`ensure` has made of a job; None where it went on without it.
+
+        Raises:
+            CacheError: neither, or of a file that has changed since.
+        """
+        record = self.find(job)
+        return record if record is not None or self.reason(job) is not None else self.records([job])[0]
 
     def reason(self, job: Job) -> str | None:
         """Why a file could not be used, where :meth:`ensure` went on without it."""
@@ -173,6 +205,54 @@ class _Jobs(Dataset[str]):
         except self._cache.broken as error:
             return str(error)
         return ""
+
+
+Kept = TypeVar("Kept", bound=ArrayCache[Any, Any])
+
+
+def disk_cache(cache: Cache, kind: Callable[[str | None], Kept], files: str = "") -> Kept | None:
+    """What the argument ``cache`` of a benchmark asks for on disk: None for ``none``, ``ram`` and False.
+
+    Args:
+        cache: the argument.
+        kind: makes a cache in a folder; None stands for its default.
+        files: what is read, where ``ram`` is not offered.
+
+    Raises:
+        ValueError: it is neither one of these words nor looks like a folder.
+    """
+    if cache == "ram" and files:
+        raise ValueError(f"cache of {files} must be none, true or a folder, got 'ram'.")
+    if cache in (False, "none", "ram", "false"):
+        return None
+    if cache in (True, "true"):
+        return kind(None)
+    if not isinstance(cache, str) or not {"/", "\\", "~", "."} & set(cache):
+        words = "none, true" if files else "none, ram, true"
+        raise ValueError(
+            f"cache must be {words} or a folder (written with a slash, such as ./{cache}), got {cache!r}."
+        )
+    return kind(cache)
+
+
+def mapped(path: Path, source: str) -> np.ndarray:
+    """An array of a cache, memory-mapped: only what is indexed is read. Do not write to it.
+
+    Args:
+        path: its file.
+        source: what it was made of.
+
+    Raises:
+        CacheError: the file is gone or damaged.
+    """
+    try:
+        # Copy on write: tensors cannot be read-only, and nothing that is written would reach the file.
+        array: np.ndarray = np.load(path, mmap_mode="c")
+    except (OSError, ValueError, EOFError) as error:
+        raise CacheError(
+            f"{path}, made of {source}, is damaged ({error}): start again, which mends it, or delete {path.parent}"
+        ) from error
+    return array
 
 
 def _saver(array: np.ndarray) -> Callable[[Any], None]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from datamodules.audio_files import BrokenAudioError, Reading
 from datamodules.audio_labels import Labels
 from datamodules.audio_sets import AudioClips, AudioSubset, padded
+from datamodules.video_cache import VideoCache, VideoJob
 from datamodules.video_files import BrokenVideoError, Frames, VideoWindows, Window, open_frames
 
 
@@ -101,12 +102,16 @@ class Views:
             return [self.windows.drawn(total, rng)]
         return self.windows.segments(total, self.segments) if self.segments else [self.windows.at(total, 0.5)]
 
+    def side(self, evaluation: bool) -> int:
+        """To which frames are resized."""
+        return self.wide or self.size if evaluation else self.size
+
     def read(self, frames: Frames, window: Window, evaluation: bool) -> list[Tensor]:
         """Videos uint8 ``[3, T, size, size]`` of a window, one for each crop."""
-        wide = self.wide or self.size
-        if not evaluation or wide == self.size:
-            return [frames.read(window.frames, self.size)]
+        wide = self.side(evaluation)
         video = frames.read(window.frames, wide)
+        if wide == self.size:
+            return [video]
         step = (wide - self.size) / max(self.crops - 1, 1)
         tops = dict.fromkeys(int(number * step) for number in range(self.crops))
         left = (wide - self.size) // 2
@@ -122,6 +127,7 @@ class AudioVisualSubset(AudioSubset):
         reading: how sound is read.
         views: how clips are shown.
         drawn: whether draws take windows anywhere.
+        cache: where frames are read from, once all :meth:`jobs` are there; None decodes them.
     """
 
     clips: AudioVisualClips
@@ -133,9 +139,22 @@ class AudioVisualSubset(AudioSubset):
         reading: Reading,
         views: Views,
         drawn: bool = False,
+        cache: VideoCache | None = None,
     ) -> None:
         super().__init__(clips, positions, reading, crop="random" if drawn else "start")
-        self.views = views
+        self.views, self.cache = views, cache
+
+    def jobs(self) -> list[VideoJob]:
+        """All videos, with the size in which frames are seen."""
+        return [self._job(position, self.crop == "start") for position in self.positions.tolist()]
+
+    def _job(self, position: int, evaluation: bool) -> VideoJob:
+        return VideoJob(self.clips.video_path(position), self.views.side(evaluation))
+
+    def _frames(self, position: int, evaluation: bool) -> Frames:
+        # Found anew each time: a million records would fill the memory of every process.
+        kept = None if self.cache is None else self.cache.kept(self._job(position, evaluation))
+        return self.clips.frames(position) if kept is None else kept
 
     def batch(self, index: np.ndarray, rngs: Sequence[np.random.Generator] | None = None) -> dict[str, Any]:
         """Views of B clips, those of one clip beside each other; ``index``, ``label`` and ``name`` are of the clips.
@@ -152,7 +171,7 @@ class AudioVisualSubset(AudioSubset):
         videos: list[Tensor] = []
         sounds: list[Tensor] = []
         for position, rng in zip(positions.tolist(), draws, strict=True):
-            frames = self.clips.frames(position)
+            frames = self._frames(position, rng is None)
             for window in self.views.of(len(frames), rng):
                 crops = self.views.read(frames, window, rng is None)
                 videos += crops

@@ -14,6 +14,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.array_cache import ArrayCache
 from datamodules.batches import Domain, collate, split_future, to_float
 from datamodules.labels import IGNORE_INDEX, RGB
 from datamodules.layout import Layout, LayoutError, LayoutReport, Pair, inspect_root, require
@@ -64,6 +65,8 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
     module_arguments: ClassVar[tuple[str, ...]] = ("source_augment",)
     #: Makes the batch of what a dataset returns for its positions.
     collate: ClassVar[Callable[[Any], dict[str, Any]]] = staticmethod(collate)
+    #: Where decoded files are kept, in benchmarks whose argument ``cache`` asks for it.
+    disk_cache: ArrayCache[Any, Any] | None = None
 
     def __init__(
         self,

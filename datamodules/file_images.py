@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from datamodules.array_cache import disk_cache
 from datamodules.base import coming_stage
-from datamodules.image_cache import disk_cache
+from datamodules.image_cache import ImageCache
 from datamodules.image_sets import FileImages, ImageSource
 from datamodules.images import ImageDataModule
 from datamodules.layout import LayoutError, LayoutReport, Pair
@@ -59,9 +60,7 @@ class FileImageDataModule(ImageDataModule):
                 "pixels (short side): raise resize or lower image_size."
             )
         self.image_size, self.resize = image_size, resize
-        if cache == "ram":
-            raise ValueError("cache of image files must be none, true or a folder, got 'ram'.")
-        self.disk_cache = disk_cache(cache)
+        self.disk_cache = disk_cache(cache, ImageCache, "image files")
 
     @property
     def preprocessing(self) -> dict[str, Any]:

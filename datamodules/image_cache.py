@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.array_cache import ArrayCache
+from datamodules.array_cache import ArrayCache, mapped
 from datamodules.image_sets import shrunk
 from datamodules.readers import (
     BrokenImageError,
-    Cache,
     ImageJob,
     read_image,
     read_label,
     resized_image,
     resized_label,
 )
-
-
-class CacheError(RuntimeError):
-    """The cache does not hold what is asked for, or holds it damaged; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +44,7 @@ class ImageRecord:
         Raises:
             CacheError: the file is gone or damaged.
         """
-        path = self.folder / "pixels.npy"
-        try:
-            # Copy on write: tensors cannot be read-only, and nothing that is written would reach the file.
-            return torch.from_numpy(np.load(path, mmap_mode="c"))
-        except (OSError, ValueError, EOFError) as error:
-            raise CacheError(
-                f"{path}, made of {self.source}, is damaged ({error}): start again, which mends it, "
-                f"or delete {self.folder}"
-            ) from error
+        return torch.from_numpy(mapped(self.folder / "pixels.npy", self.source))
 
 
 class ImageCache(ArrayCache[ImageJob, ImageRecord]):
@@ -112,35 +98,3 @@ class ImageCache(ArrayCache[ImageJob, ImageRecord]):
         self.keep(
             job, {"pixels": np.ascontiguousarray(pixels.numpy())}, {"source": str(job.file), "size": size}
         )
-
-    def records(self, jobs: Sequence[ImageJob]) -> list[ImageRecord]:
-        """What :meth:`ensure` has made of the files.
-
-        Raises:
-            CacheError: something is not there, or of a file that has changed since.
-        """
-        found = [self.find(job) for job in jobs]
-        lost = [job.file for job, record in zip(jobs, found, strict=True) if record is None]
-        if lost:
-            raise CacheError(
-                f"{len(lost)} of {len(jobs)} files are not in {self.folder} as they are now ({lost[0]}): call "
-                "prepare_data() first, or start again if they have changed since"
-            )
-        return [record for record in found if record is not None]
-
-
-def disk_cache(cache: Cache) -> ImageCache | None:
-    """What the argument ``cache`` of a benchmark asks for on disk: None for ``none``, ``ram`` and False.
-
-    Raises:
-        ValueError: it is neither one of these words nor looks like a folder.
-    """
-    if cache in (False, "none", "ram", "false"):
-        return None
-    if cache in (True, "true"):
-        return ImageCache()
-    if not isinstance(cache, str) or not {"/", "\\", "~", "."} & set(cache):
-        raise ValueError(
-            f"cache must be none, ram, true or a folder (written with a slash, such as ./{cache}), got {cache!r}."
-        )
-    return ImageCache(cache)

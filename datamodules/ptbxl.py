@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final, Literal
 import numpy as np
 
 from datamodules.layout import Layout, LayoutError, Split
+from datamodules.signal_cache import SignalJob
 from datamodules.signal_sets import BrokenSignalError
 from datamodules.signal_tables import (
     Segments,
@@ -43,7 +44,7 @@ class PTBXL(SignalDataModule):
         seconds: length of a window.
         traits: columns of the table for probes: ``age`` (years; 90 stands for all above 89), ``sex`` (1: female),
             ``height``, ``weight``.
-        **common: see :class:`~datamodules.signals.SignalDataModule`.
+        **common: see :class:`~datamodules.signals.SignalDataModule`. ``cache`` keeps float32 samples of the ``leads``.
 
     Raises:
         ValueError: an argument is out of range.
@@ -97,7 +98,7 @@ class PTBXL(SignalDataModule):
         table = read_table(file)
         name = "filename_lr" if self.sample_rate == 100 else "filename_hr"
         check_columns(table, ("patient_id", "strat_fold", "recording_date", name, *self.traits), TABLE)
-        windows = int(SECONDS / self.seconds)
+        windows = self._windows
         traits = trait_columns(table, self.traits, TABLE)
         if "age" in self.traits:
             age = traits[:, self.traits.index("age")]
@@ -113,6 +114,21 @@ class PTBXL(SignalDataModule):
             np.repeat(traits, windows, 0),
             TABLE,
         )
+
+    @property
+    def _windows(self) -> int:
+        """Of a record."""
+        return int(SECONDS / self.seconds)
+
+    def job(self, root: Path, path: str) -> SignalJob:
+        """A record and its header."""
+        header = root / f"{path}.hea"
+        files = (self.file(root, path), *([header] if header.is_file() else []))
+        return SignalJob(path, files, (self.sample_rate, self.leads, self.seconds))
+
+    def decode(self, path: str) -> np.ndarray:
+        """Windows of a record ``[n, leads, samples]``, in millivolts."""
+        return np.stack([self.load(path, row) for row in range(self._windows)]).astype(np.float32)
 
     def load(self, path: str, row: int) -> np.ndarray:
         """A window of a record ``[leads, samples]``, in millivolts."""

@@ -37,7 +37,7 @@ class PulsePeople(SignalFolders):
         batch_size: people a step, on every device.
         eval_batch_size: recordings a batch in evaluation.
         traits: which of them probes see.
-        **common: see :class:`~datamodules.signals.SignalDataModule`.
+        **common: see :class:`~datamodules.signals.SignalDataModule`. There is no ``cache``: arrays are memory-mapped.
 
     Raises:
         ValueError: an argument is out of range.
@@ -71,7 +71,12 @@ class PulsePeople(SignalFolders):
         settings = json.dumps([GENERATOR_VERSION, self._counts, segments, length])
         folder = self._base / f"pulse-people-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
         super().__init__(
-            root=str(folder), batch_size=batch_size, eval_batch_size=eval_batch_size, traits=traits, **common
+            root=str(folder),
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            traits=traits,
+            cache="none",
+            **common,
         )
 
     def prepare_data(self) -> None:

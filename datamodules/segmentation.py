@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from datamodules.array_cache import disk_cache
 from datamodules.base import BenchmarkDataModule, coming_stage
 from datamodules.batches import Domain, random_flip, set_aside
 from datamodules.class_counts import count_classes
-from datamodules.image_cache import disk_cache
+from datamodules.image_cache import ImageCache
 from datamodules.labels import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 from datamodules.layout import LayoutReport, Pair
 from datamodules.readers import Cache, RandomCrop, SegmentationDataset, Size
@@ -46,7 +47,7 @@ class SegmentationDataModule(BenchmarkDataModule):
             raise ValueError(f"flip must be a probability in [0, 1], got {flip}.")
         self.resize, self.flip, self.cache = resize, flip, cache
         self.crop = None if crop is None else RandomCrop(crop)
-        self.disk_cache = disk_cache(cache)
+        self.disk_cache = disk_cache(cache, ImageCache)
 
     @abstractmethod
     def train_dataset(self, reports: Mapping[str, LayoutReport]) -> JointDataset:

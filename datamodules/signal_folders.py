@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from datamodules.layout import Layout, LayoutError, Split
+from datamodules.signal_cache import SignalJob
 from datamodules.signal_sets import BrokenSignalError
 from datamodules.signal_tables import (
     COLUMNS,
@@ -37,7 +38,8 @@ class SignalFolders(SignalDataModule):
     read. Further columns of numbers are ``traits``.
 
     Args:
-        **common: see :class:`~datamodules.signals.SignalDataModule`.
+        **common: see :class:`~datamodules.signals.SignalDataModule`. ``cache`` keeps arrays of ``.npz`` files, of which
+            otherwise all is read for every segment.
 
     Raises:
         ValueError: an argument is out of range.
@@ -84,8 +86,27 @@ class SignalFolders(SignalDataModule):
 
     def load(self, path: str, row: int) -> np.ndarray:
         """An array of a file; of ``.npy`` only what is needed is read."""
+        array = self.decode(path)
+        if row == WHOLE:
+            return array
+        if array.ndim != 3 or row >= len(array):
+            raise BrokenSignalError(
+                f"{self._place(path)} holds {list(array.shape)}, and the table names its segment {row}: expected "
+                "[n, C, T] with more than that"
+            )
+        return array[row]
+
+    def job(self, root: Path, path: str) -> SignalJob | None:
+        """Only what is packed."""
+        return SignalJob(path, (root / path,)) if path.endswith(".npz") else None
+
+    def _place(self, path: str) -> Path:
         assert self.root is not None
-        file = Path(self.root).expanduser() / path
+        return Path(self.root).expanduser() / path
+
+    def decode(self, path: str) -> np.ndarray:
+        """The array of a file."""
+        file = self._place(path)
         try:
             # An empty file, a cut archive and a pickle each fail in their own way.
             array = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -94,11 +115,4 @@ class SignalFolders(SignalDataModule):
                     array = archive["signal" if "signal" in archive.files else archive.files[0]]
         except (OSError, ValueError, EOFError, IndexError, zipfile.BadZipFile) as error:
             raise BrokenSignalError(f"{file} cannot be read ({error}): write it again") from error
-        if row == WHOLE:
-            return array
-        if array.ndim != 3 or row >= len(array):
-            raise BrokenSignalError(
-                f"{file} holds {list(array.shape)}, and the table names its segment {row}: expected [n, C, T] with "
-                "more than that"
-            )
-        return array[row]
+        return array

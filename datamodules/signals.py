@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,11 +13,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.utils.data import DataLoader
 
-from datamodules.base import BenchmarkDataModule
+from datamodules.array_cache import disk_cache
+from datamodules.base import BenchmarkDataModule, coming_stage
 from datamodules.layout import Layout, LayoutError, LayoutReport, Pair, SplitReport, absent_root
+from datamodules.readers import Cache
 from datamodules.sampling import StridedSampler
-from datamodules.signal_sets import BrokenSignalError, DrawnPairs, Pairs, SegmentReader, SegmentsInOrder
-from datamodules.signal_tables import Segments
+from datamodules.signal_cache import SignalCache, SignalJob
+from datamodules.signal_sets import BrokenSignalError, DrawnPairs, Load, Pairs, SegmentReader, SegmentsInOrder
+from datamodules.signal_tables import WHOLE, Segments
 
 
 class SignalDataModule(BenchmarkDataModule):
@@ -43,6 +47,8 @@ class SignalDataModule(BenchmarkDataModule):
         labelled_fraction: share of the training participants whose traits are known, to probes and supervised training.
         labelled_only: train with these participants alone, and give training batches their ``trait``.
         split_seed: of the choice of these.
+        cache: true keeps decoded segments on disk, in ``$SELFZOO_CACHE``, a folder keeps them there: filled once by
+            ``prepare_data``, read memory-mapped. Arrays that are memory-mapped anyway are not kept twice.
         skip_broken: leave out segments that cannot be used, instead of stopping. Every file is read at the start.
         allow_partial: accept another number of files than was published.
 
@@ -69,6 +75,7 @@ class SignalDataModule(BenchmarkDataModule):
         labelled_fraction: float = 1.0,
         labelled_only: bool = False,
         split_seed: int = 0,
+        cache: Cache = "none",
         skip_broken: bool = False,
         allow_partial: bool = False,
     ) -> None:
@@ -86,6 +93,8 @@ class SignalDataModule(BenchmarkDataModule):
         self.split_seed = split_seed
         self._table: dict[str, Segments] | None = None
         self._usable: dict[str, Segments] = {}
+        self.disk_cache = disk_cache(cache, partial(SignalCache, self.decode), "signals")
+        self._kept: set[str] = set()
 
     # What is on disk.
 
@@ -100,6 +109,18 @@ class SignalDataModule(BenchmarkDataModule):
     @abstractmethod
     def load(self, path: str, row: int) -> np.ndarray:
         """One segment ``[C, T]``: part ``row`` of a file, or all of it where that is negative.
+
+        Raises:
+            BrokenSignalError: it cannot be read.
+        """
+
+    @abstractmethod
+    def job(self, root: Path, path: str) -> SignalJob | None:
+        """What a cache is told of a file; None where reading it anew costs as little."""
+
+    @abstractmethod
+    def decode(self, path: str) -> np.ndarray:
+        """All of a file, as a cache keeps it: its segments by row ``[n, C, T]``, or the only one ``[C, T]``.
 
         Raises:
             BrokenSignalError: it cannot be read.
@@ -157,9 +178,41 @@ class SignalDataModule(BenchmarkDataModule):
             self._table = self.read(Path(self.root).expanduser())
         return self._table
 
+    def prepare_data(self) -> None:
+        """Decode what the coming stage reads, where ``cache`` keeps it on disk."""
+        super().prepare_data()
+        if self.disk_cache is None:
+            return
+        stage = coming_stage(self.trainer)
+        self.checked(stage)
+        assert self.root is not None
+        root = Path(self.root).expanduser()
+        paths = {path.decode() for split in self.needs(stage)["root"] for path in self.table()[split].paths}
+        jobs = [self.job(root, path) for path in sorted(paths)]
+        self.disk_cache.ensure([job for job in jobs if job], self.num_workers, self.skip_broken)
+
+    def stored(self, path: str, row: int) -> np.ndarray:
+        """A segment from the cache, or :meth:`load`, where the cache could not keep it.
+
+        Raises:
+            BrokenSignalError: it cannot be read.
+            CacheError: the cache does not hold it, or holds it damaged.
+        """
+        assert self.root is not None
+        job = self.job(Path(self.root).expanduser(), path)
+        # Found anew each time: a million records would fill the memory of every process.
+        kept = None if self.disk_cache is None or job is None else self.disk_cache.kept(job)
+        if kept is None:
+            return self.load(path, row)
+        array = kept.read()
+        if row == WHOLE:
+            return array
+        return array[row] if array.ndim == 3 and row < len(array) else self.load(path, row)
+
     def setup(self, stage: str | None = None) -> None:
         """Check what this stage needs and open its datasets; raises LayoutError at once."""
         self.checked(stage)
+        self._kept |= set(self.needs(stage)["root"])
         for name, split in self.eval_splits(stage).items():
             self.datasets[name] = SegmentsInOrder(self.reader(split))
         if stage in (None, "fit"):
@@ -179,7 +232,7 @@ class SignalDataModule(BenchmarkDataModule):
                 raise LayoutError(f"the table of {self.root} lists no segment of {split}")
             segments = self.table()[split]
             self._usable[split] = self._without_broken(split, segments) if self.skip_broken else segments
-        return SegmentReader(self._usable[split], self.load, self.samples)
+        return SegmentReader(self._usable[split], self._load(split), self.samples)
 
     def labelled_reader(self) -> SegmentReader:
         """Reader of the segments of the labelled training participants."""
@@ -188,10 +241,14 @@ class SignalDataModule(BenchmarkDataModule):
         count = max(1, round(self.labelled_fraction * len(people)))
         chosen = np.sort(np.random.default_rng(self.split_seed).permutation(len(people))[:count])
         part = segments.part(np.concatenate([people[n] for n in chosen]))
-        return SegmentReader(part, self.load, self.samples)
+        return SegmentReader(part, self._load("train"), self.samples)
+
+    def _load(self, split: str) -> Load:
+        """Probes read training segments in evaluation, too, for which these were not kept."""
+        return self.load if self.disk_cache is None or split not in self._kept else self.stored
 
     def _without_broken(self, split: str, segments: Segments) -> Segments:
-        read, usable, reasons = SegmentReader(segments, self.load, self.samples), [], []
+        read, usable, reasons = SegmentReader(segments, self._load(split), self.samples), [], []
         for position in range(len(segments)):
             try:
                 read(position)

@@ -196,8 +196,8 @@ class TalkingBlobs(AudioVisualDataModule):
         val_people: in validation.
         test_people: in test.
         takes: clips of everybody; a multiple of 4 has all feelings equally often.
-        **common: see :class:`~datamodules.audio_visual.AudioVisualDataModule`. There is no ``root``, and windows are
-            whole clips.
+        **common: see :class:`~datamodules.audio_visual.AudioVisualDataModule`. There is no ``root``, no ``cache``, and
+            windows are whole clips.
 
     Raises:
         ValueError: an argument is out of range.
@@ -215,7 +215,13 @@ class TalkingBlobs(AudioVisualDataModule):
         if min(*counts.values(), takes) < 1 or max(counts.values()) > 1000:
             raise ValueError(f"people={counts} must lie in 1..1000, takes={takes} be positive.")
         super().__init__(
-            num_frames=FRAMES, frame_step=1, image_size=SIZE, test_segments=0, test_crops=1, **common
+            num_frames=FRAMES,
+            frame_step=1,
+            image_size=SIZE,
+            test_segments=0,
+            test_crops=1,
+            cache="none",
+            **common,
         )
         self.people, self.takes = counts, takes
 

@@ -5,7 +5,7 @@ Video files need PyAV (extra ``video``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -19,6 +19,8 @@ from zoo.extras import require
 
 #: Endings of files that are taken for frames.
 FRAME_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp")
+#: Endings of paths that are taken for files, not for folders of frames.
+VIDEO_SUFFIXES: Final = (".mp4", ".avi", ".mkv", ".mov")
 _REMEDY: Final = "extract it again, or set skip_broken: true to leave out such clips"
 
 
@@ -36,6 +38,11 @@ class Frames(Protocol):
         ...
 
 
+def is_frame(name: str) -> bool:
+    """Whether a file of a folder is taken for a frame, by its name."""
+    return name.lower().endswith(FRAME_SUFFIXES) and not name.startswith(".")
+
+
 class FrameFolder:
     """A folder of images, one for each frame, in the order of their names.
 
@@ -49,11 +56,7 @@ class FrameFolder:
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise BrokenVideoError(f"There is no folder of frames {folder}: {_REMEDY}.")
-        self.files = sorted(
-            path
-            for path in folder.iterdir()
-            if path.suffix.lower() in FRAME_SUFFIXES and not path.name.startswith(".")
-        )
+        self.files = sorted(path for path in folder.iterdir() if is_frame(path.name))
         if not self.files:
             raise BrokenVideoError(f"{folder} holds no frames ({', '.join(FRAME_SUFFIXES)}): {_REMEDY}.")
 
@@ -66,8 +69,16 @@ class FrameFolder:
         Raises:
             BrokenVideoError: one of them cannot be decoded; it is named.
         """
-        distinct = {number: self._frame(self.files[number], size) for number in dict.fromkeys(numbers)}
+        distinct = dict(self.decoded(numbers, size))
         return stacked([distinct[number] for number in numbers])
+
+    def decoded(self, numbers: Sequence[int], size: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Numbers and frames ``[size, size, 3]``, each once.
+
+        Raises:
+            BrokenVideoError: one of them cannot be decoded; it is named.
+        """
+        return ((number, self._frame(self.files[number], size)) for number in dict.fromkeys(numbers))
 
     def _frame(self, path: Path, size: int) -> np.ndarray:
         try:
@@ -99,21 +110,28 @@ class VideoFile:
 
     def read(self, numbers: Sequence[int], size: int) -> Tensor:
         """Frames of these numbers, see :class:`Frames`."""
-        wanted, found = set(numbers), {}
+        found = dict(self.decoded(numbers, size))
+        if absent := set(numbers) - found.keys():
+            raise truncated(self.path, min(absent), len(self))
+        return stacked([found[number] for number in numbers])
+
+    def decoded(self, numbers: Sequence[int], size: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Numbers and frames ``[size, size, 3]`` in their order, each once; those behind the end do not come.
+
+        Raises:
+            BrokenVideoError: the file cannot be decoded so far; it is named.
+        """
+        wanted = set(numbers)
+        last = max(wanted)
         with self._opened() as container:
             try:
                 for number, frame in enumerate(container.decode(video=0)):
                     if number in wanted:
-                        found[number] = squared(frame.to_image(), size)
-                    if number >= max(wanted):
+                        yield number, squared(frame.to_image(), size)
+                    if number >= last:
                         break
             except self._av.error.FFmpegError as error:
                 raise BrokenVideoError(f"{self.path} cannot be decoded ({error}): {_REMEDY}.") from error
-        if absent := wanted - found.keys():
-            raise BrokenVideoError(
-                f"{self.path} is truncated: frame {min(absent)} of {len(self)} is missing: {_REMEDY}."
-            )
-        return stacked([found[number] for number in numbers])
 
     def _opened(self) -> Any:
         try:
@@ -133,9 +151,19 @@ class VideoFile:
         return count
 
 
-def open_frames(path: Path) -> Frames:
+def is_video_file(path: Path) -> bool:
+    """Whether a path has the ending of a video; others are folders of frames."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def open_frames(path: Path) -> FrameFolder | VideoFile:
     """Frames of a folder, or of a file if the path has the ending of one."""
-    return VideoFile(path) if path.suffix.lower() in (".mp4", ".avi", ".mkv", ".mov") else FrameFolder(path)
+    return VideoFile(path) if is_video_file(path) else FrameFolder(path)
+
+
+def truncated(path: Path | str, number: int, total: int) -> BrokenVideoError:
+    """The error of a video that ends before this frame."""
+    return BrokenVideoError(f"{path} is truncated: frame {number} of {total} is missing: {_REMEDY}.")
 
 
 def squared(image: Image.Image, size: int) -> np.ndarray:

@@ -123,9 +123,9 @@ def voxceleb2(root: Path, frames: int = 100) -> Path:
     """MPEG-4 of 224 × 224, 25 a second."""
     import av
 
-    for number in range(4):
-        clip = f"id{number // 2:05d}/abc{number}/{number:05d}"
-        path = root / f"dev/mp4/{clip}.mp4"
+    for number in range(5):
+        part, clip = ("dev", "test")[number // 4], f"id{number // 2:05d}/abc{number}/{number:05d}"
+        path = root / f"{part}/mp4/{clip}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(path), "w") as container:
             stream = container.add_stream("mpeg4", rate=25)
@@ -134,7 +134,7 @@ def voxceleb2(root: Path, frames: int = 100) -> Path:
             for _ in range(frames):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(224, 224), format="rgb24")))
             container.mux(stream.encode())
-        sound(root / f"dev/wav/{clip}.wav", frames / 25)
+        sound(root / f"{part}/wav/{clip}.wav", frames / 25)
     return root
 
 
@@ -207,6 +207,16 @@ def signal_folders(root: Path) -> Path:
         split = "train" if person < 8 else "val" if person < 11 else "test"
         rows += [(f"p{person}", f"arrays/p{person}.npy", 100.0 * n, split, n, 20 + person) for n in range(4)]
     write_csv(root / "segments.csv", rows)
+    return root
+
+
+def packed_signals(root: Path) -> Path:
+    """The same, compressed: an archive a participant."""
+    signal_folders(root)
+    for path in root.glob("arrays/*.npy"):
+        np.savez_compressed(path.with_suffix(".npz"), signal=np.load(path))
+    table = root / "segments.csv"
+    table.write_text(table.read_text().replace(".npy", ".npz"))
     return root
 
 

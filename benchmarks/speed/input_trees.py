@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from datamodules.track_tree import SOURCE, TARGET
+
 RNG = np.random.default_rng(0)
 
 
@@ -215,3 +217,46 @@ def sidd(root: Path) -> Path:
     for name in ("ValidationNoisyBlocksSrgb", "ValidationGtBlocksSrgb", "BenchmarkNoisyBlocksSrgb"):
         savemat(root / f"{name}.mat", {name: blocks})
     return root
+
+
+# Race tracks.
+
+
+def race_tracks(root: Path) -> Path:
+    """A game's folder: in place of every track a straight road in a field, with a wall and trees beside it."""
+    tracks = {stretch.track for stretch in (*SOURCE, *TARGET.values())}
+    for track in sorted(tracks):
+        folder, name = root / "tracks" / track, track.rpartition("/")[2]
+        written(folder / f"{name}.acc", scene())
+        kinds = {"3d description": f"{name}.acc", "background image": "sky.png", "background type": "4"}
+        values = "".join(f'<attstr name="{key}" val="{value}"/>' for key, value in kinds.items())
+        written(folder / f"{name}.xml", f"<params>{values}</params>")
+        for texture in ("grass", "asphalt", "wall", "tree"):
+            save(picture(64, 64), folder / f"{texture}.png")
+        save(picture(256, 512), folder / "sky.png")
+    return root
+
+
+def scene(pieces: Sequence[int] = range(0, 9600, 400), length: int = 15) -> str:
+    """AC3D: ground, a road of numbered pieces as the views look for them, what stands beside it."""
+    end = length * len(pieces)
+    objects = {
+        "TERR": (
+            "grass",
+            [(-500, -0.1, -500), (-500, -0.1, 500), (end + 500, -0.1, 500), (end + 500, -0.1, -500)],
+        ),
+        "B1": ("wall", [(0, 0, -7), (end, 0, -7), (end, 1, -7), (0, 1, -7)]),
+        "TREE": ("tree", [(0, 0, 12), (end, 0, 12), (end, 6, 12), (0, 6, 12)]),
+    }
+    for number, piece in enumerate(pieces):
+        x = number * length
+        road = [(x, 0, -5), (x, 0, 5), (x + length, 0, 5), (x + length, 0, -5)]
+        objects[f"TKMN{piece}"] = ("asphalt", road)
+    lines = ["AC3Db", "OBJECT world", f"kids {len(objects)}"]
+    for name, (texture, corners) in objects.items():
+        lines += ["OBJECT poly", f'name "{name}"', f'texture "{texture}.png" base', f"numvert {len(corners)}"]
+        lines += [" ".join(map(str, corner)) for corner in corners]
+        lines += ["numsurf 1", "SURF 0x30", f"refs {len(corners)}"]
+        lines += [f"{index} {x / 10} {(y + z) / 10}" for index, (x, y, z) in enumerate(corners)]
+        lines.append("kids 0")
+    return "\n".join(lines) + "\n"

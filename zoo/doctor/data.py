@@ -17,10 +17,8 @@ from callbacks.preview import preview
 from datamodules.audio import AudioDataModule
 from datamodules.base import BenchmarkDataModule
 from datamodules.batches import to_float
-from datamodules.file_images import FileImageDataModule
 from datamodules.label_counts import LabelCounts, label_counts
 from datamodules.layout import LayoutError, LayoutReport
-from datamodules.segmentation import SegmentationDataModule
 from datamodules.volumes import VolumeDataModule
 from zoo.doctor.checks import Check, gib
 
@@ -36,8 +34,7 @@ def layout(data: BenchmarkDataModule) -> Iterator[Check]:
     """One check per root; what is not there yet is fetched or made, where a benchmark does that by itself."""
     if isinstance(data, VolumeDataModule):
         data.preview = VOLUMES
-    if isinstance(data, SegmentationDataModule | FileImageDataModule):
-        data.disk_cache = None  # decoding a few files takes less than filling it
+    data.disk_cache = None  # decoding a few files takes less than filling it
     reports = data.inspect("fit")
     if not all(report.ok for report in reports.values()):
         with suppress(LayoutError):  # the same complaint
