@@ -26,6 +26,8 @@ from zoo.nn.losses import pixel_cross_entropy
 
 BLOCK = 128
 """Pixels of one class that the bank's contrast multiplies together."""
+CHANNELS = 32
+"""Channels that the distributions' contrast takes at a time on the CPU: what is read twice stays in its cache."""
 
 P = ParamSpec("P")
 
@@ -62,7 +64,7 @@ def proto_contrast(
     """
     scores, classes = _products(features.flatten(2), mean / temperature), label.flatten(1)
     loss = pixel_cross_entropy(scores, classes, ignore_index=ignore_index, average="valid")
-    return loss + regulariser * _regulariser(scores, classes, ignore_index) if regulariser else loss
+    return loss + regulariser * _regulariser(scores, classes != ignore_index) if regulariser else loss
 
 
 @_in_float32
@@ -91,14 +93,13 @@ def distribution_contrast(
     """
     pixels, classes = features.flatten(2), label.flatten(1)
     ignored = classes == ignore_index
-    similarity = _products(pixels, mean / temperature)
-    spread = _SquareProducts.apply(pixels, variance / (2 * temperature**2))
+    similarity, spread = _GaussianProducts.apply(pixels, mean / temperature, variance / (2 * temperature**2))
     own = spread.gather(1, classes.masked_fill(ignored, 0)[:, None])[:, 0].masked_fill(ignored, 0)
     cross_entropy = pixel_cross_entropy(
         similarity + spread, classes, ignore_index=ignore_index, average="valid"
     )
     loss = cross_entropy + own.sum() / (~ignored).sum().clamp(min=1)
-    return loss + regulariser * _regulariser(similarity, classes, ignore_index) if regulariser else loss
+    return loss + regulariser * _regulariser(similarity, ~ignored) if regulariser else loss
 
 
 @_in_float32
@@ -133,21 +134,22 @@ def bank_contrast(
     if regulariser and mean is None:
         raise ValueError(f"bank_contrast(regulariser={regulariser:g}) needs mean: prototypes [C, A]")
     C, L, _ = entries.shape
-    pixels, classes = features.flatten(2), label.flatten(1)
-    ignored = classes == ignore_index
-    own, count = classes.masked_fill(ignored, 0), (~ignored).sum().clamp(min=1)
+    kept = (label != ignore_index).flatten()
+    source, place, block_class = _in_blocks(label.flatten().masked_fill(~kept, C), C)
     centres = [entries.sum(1) / size[:, None], *([mean] if regulariser and mean is not None else [])]
-    similarity = _products(pixels, torch.cat(centres) / temperature)
-    negative = similarity[:, :C].scatter(1, own[:, None], -torch.inf).logsumexp(1).flatten()
-    columns = pixels.transpose(0, 1).flatten(1)
-    positives = _own_class_products(columns, classes.masked_fill(ignored, C).flatten(), entries / temperature)
-    places = size[own.flatten()]
-    filled = torch.arange(L, device=size.device)[:, None] < places
-    terms = (F.softplus(negative - positives) * filled).sum(0) / places
-    loss = terms.masked_fill(ignored.flatten(), 0).sum() / count
-    return (
-        loss + regulariser * _regulariser(similarity[:, C:], classes, ignore_index) if regulariser else loss
-    )
+    vectors = torch.cat([entries, torch.cat(centres).expand(C, -1, -1)], 1) / temperature
+    columns = features.transpose(0, 1).flatten(1)
+    products = _BlockProducts.apply(columns, vectors.index_select(0, block_class), source, place)
+    positives, similarity, prototypes = products.split((L, C, vectors.shape[1] - L - C), 1)
+
+    own = block_class[:, None] == torch.arange(C, device=size.device)
+    negative = similarity.masked_fill(own[:, :, None], -torch.inf).logsumexp(1, keepdim=True)
+    places = size.index_select(0, block_class)[:, None]
+    share = (torch.arange(L, device=size.device) < places) / places
+    terms = torch.bmm(share[:, None], _Softplus.apply(negative - positives))[:, 0]
+    taken = torch.zeros_like(source, dtype=torch.bool).scatter_(0, place, kept).view_as(terms)
+    loss = (terms * taken).sum() / kept.sum().clamp(min=1)
+    return loss + regulariser * _regulariser(prototypes, taken) if regulariser else loss
 
 
 @_in_float32
@@ -166,12 +168,15 @@ def contrast_regulariser(
         temperature: divides the similarities.
         ignore_index: label of pixels that do not count.
     """
-    return _regulariser(_products(features.flatten(2), mean / temperature), label.flatten(1), ignore_index)
+    similarity = _products(features.flatten(2), mean / temperature)
+    return _regulariser(similarity, label.flatten(1) != ignore_index)
 
 
-def _regulariser(similarity: Tensor, classes: Tensor, ignore_index: int) -> Tensor:
-    """The regulariser from similarities ``[B, C, P]``: their mean over pixels is that of the mean embedding."""
-    kept = classes != ignore_index
+def _regulariser(similarity: Tensor, kept: Tensor) -> Tensor:
+    """The regulariser from similarities ``[B, C, P]``: their mean over pixels is that of the mean embedding.
+
+    ``kept``, bool ``[B, P]``, are the pixels that count.
+    """
     count = kept.sum()
     log_share = ((similarity * kept[:, None]).sum((0, 2)) / count.clamp(min=1)).log_softmax(0)
     return (count > 0) * log_share.mean() / math.log(similarity.shape[1])
@@ -182,66 +187,109 @@ def _products(pixels: Tensor, vectors: Tensor) -> Tensor:
     return torch.bmm(vectors.expand(len(pixels), -1, -1), pixels)
 
 
-class _SquareProducts(torch.autograd.Function):
-    """Products of all squared pixels ``[B, A, P]`` with all vectors ``[C, A]``: keeps the pixels, not their squares."""
+def _batched(pixels: Tensor, *vectors: Tensor) -> list[Tensor]:
+    """Vectors ``[C, A]`` as ``[B, A, C]``, for each image the same."""
+    return [each.mT.expand(len(pixels), -1, -1) for each in vectors]
+
+
+def _channels(x: Tensor) -> tuple[Tensor, ...]:
+    """Parts of ``[B, A, *]`` of :data:`CHANNELS` each; on a GPU, which pays by the call, it is one part."""
+    return x.split(CHANNELS if x.device.type == "cpu" else x.shape[1], 1)
+
+
+class _GaussianProducts(torch.autograd.Function):
+    """Products of all pixels ``[B, A, P]`` with all means ``[C, A]``, and of their squares with all variances.
+
+    Keeps the pixels, not their squares, and writes one gradient instead of the sum of two; some channels at a time.
+    """
 
     @staticmethod
-    def forward(ctx: Any, pixels: Tensor, vectors: Tensor) -> Tensor:
-        ctx.save_for_backward(pixels, vectors)
-        return _products(pixels.square(), vectors)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        pixels, vectors = ctx.saved_tensors
-        return _products(grads[0], 2 * vectors.mT).mul_(pixels), None
-
-
-class _Rearranged(torch.autograd.Function):
-    """Columns ``source``; its gradient is gathered as well, from ``place``, where each column has gone."""
-
-    @staticmethod
-    def forward(ctx: Any, columns: Tensor, source: Tensor, place: Tensor) -> Tensor:
-        ctx.save_for_backward(place)
-        return columns.index_select(1, source)
+    def forward(ctx: Any, pixels: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(pixels, mean, variance)
+        similarity = pixels.new_zeros(len(pixels), len(mean), pixels.shape[2])
+        spread = torch.zeros_like(similarity)
+        for q, m, v in zip(*map(_channels, (pixels, *_batched(pixels, mean, variance))), strict=True):
+            similarity.baddbmm_(m.mT, q)
+            spread.baddbmm_(v.mT, q.square())
+        return similarity, spread
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return grads[0].index_select(1, *ctx.saved_tensors), None, None
+        pixels, mean, variance = ctx.saved_tensors
+        gradient = torch.empty_like(pixels)
+        parts = (gradient, pixels, *_batched(pixels, mean, 2 * variance))
+        for g, q, m, v in zip(*map(_channels, parts), strict=True):
+            torch.bmm(v, grads[1], out=g)
+            g.mul_(q).baddbmm_(m, grads[0])
+        return gradient, None, None
 
 
-def _own_class_products(columns: Tensor, group: Tensor, entries: Tensor) -> Tensor:
-    """Products of every column with the entries of its own class only.
+class _Softplus(torch.autograd.Function):
+    """``log(1 + exp(x))`` to 1e-7: torch's takes ``log1p``, which the CPU has no short code for."""
 
-    Columns are sorted by class and laid into blocks of one class each, which are multiplied at once. A class
-    fills its last block only in part, so that ``N // BLOCK + C + 1`` blocks hold any division of the N columns:
-    sizes are known to the host.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.abs().neg_().exp_().add_(1).log_().add_(x.relu())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return ctx.saved_tensors[0].sigmoid().mul_(grads[0])
+
+
+class _BlockProducts(torch.autograd.Function):
+    """Products ``[blocks, K, BLOCK]`` of columns ``[A, N]``, laid into blocks, with each block's vectors.
+
+    ``vectors`` are ``[blocks, K, A]``, ``source`` and ``place`` those of :func:`_in_blocks`. What is laid out is not
+    kept, and its gradient is gathered from where each column has gone: empty places are read by nobody.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, columns: Tensor, vectors: Tensor, source: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(vectors, place)
+        laid_out = _rearranged(columns, source).view(len(columns), len(vectors), BLOCK)
+        return torch.bmm(vectors, laid_out.transpose(0, 1))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        vectors, place = ctx.saved_tensors
+        laid_out = vectors.new_empty(vectors.shape[2], len(vectors), BLOCK)
+        torch.bmm(vectors.mT, grads[0], out=laid_out.transpose(0, 1))
+        return _rearranged(laid_out.flatten(1), place), None, None, None
+
+
+def _rearranged(columns: Tensor, source: Tensor) -> Tensor:
+    """Columns ``source``, gathered row by row: ``index_select`` would go down each column, far apart in memory."""
+    return columns.gather(1, source.expand(len(columns), -1))
+
+
+def _in_blocks(group: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort columns by class and lay them into blocks of one class each, which can be multiplied at once.
+
+    A class fills its last block only in part, so that ``N // BLOCK + C + 1`` blocks hold any division of the N
+    columns: sizes are known to the host.
 
     Args:
-        columns: ``[A, N]``.
-        group: int64 ``[N]``, classes; C for columns that are of no class, whose products mean nothing.
-        entries: ``[C, L, A]``.
+        group: int64 ``[N]``, classes; C for columns that are of no class, in blocks that mean nothing.
+        num_classes: C.
 
     Returns:
-        ``[L, N]``.
+        The column of each place ``[blocks * BLOCK]`` (0 where none is), the place of each column ``[N]``, and the
+        class of each block ``[blocks]``.
     """
-    (A, N), C = columns.shape, len(entries)
-    count = torch.zeros(C + 1, dtype=torch.long, device=columns.device)
+    N, C = len(group), num_classes
+    count = torch.zeros(C + 1, dtype=torch.long, device=group.device)
     count.scatter_add_(0, group, torch.ones_like(group))
     end = ((count + BLOCK - 1) // BLOCK).cumsum(0)  # of each class's blocks
     first_place = F.pad(end[:-1], (1, 0)) * BLOCK
     first_column = F.pad(count[:-1].cumsum(0), (1, 0))
 
     order = group.argsort()
-    sorted_group = group[order]
-    in_class = torch.arange(N, device=columns.device) - first_column[sorted_group]
-    place = torch.empty_like(group).scatter_(0, order, first_place[sorted_group] + in_class)
+    shift = (first_place - first_column).index_select(0, group.index_select(0, order))
+    column = torch.arange(N, device=group.device)
+    place = torch.empty_like(group).scatter_(0, order, column + shift)
 
     blocks = N // BLOCK + C + 1
-    source = torch.zeros(blocks * BLOCK, dtype=torch.long, device=columns.device).scatter_(
-        0, place, torch.arange(N, device=columns.device)
-    )  # places that stay empty read column 0, and nobody reads them
-    block_class = torch.searchsorted(end, torch.arange(blocks, device=columns.device), right=True)
-    laid_out = _Rearranged.apply(columns, source, place).view(A, blocks, BLOCK).transpose(0, 1)
-    products = torch.bmm(entries[block_class.clamp(max=C - 1)], laid_out)
-    # Its gradient at places that stay empty is that of column 0 and goes no further.
-    return _Rearranged.apply(products.transpose(0, 1).flatten(1), place, source)
+    source = torch.zeros(blocks * BLOCK, dtype=torch.long, device=group.device).scatter_(0, place, column)
+    block = torch.arange(blocks, device=group.device)
+    return source, place, torch.searchsorted(end, block, right=True).clamp(max=C - 1)

