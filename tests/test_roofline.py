@@ -30,6 +30,24 @@ def test_operations_are_those_of_torchs_counter() -> None:
     assert counted(lambda: net(image).square().sum().backward()).flops == torchs.get_total_flops() > 0
 
 
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.Conv2d(4, 8, 3, padding=1, groups=2),
+        nn.ConvTranspose2d(8, 4, 2, stride=2, groups=4),
+    ],
+)
+def test_each_gradient_of_a_convolution_costs_what_its_forward_does(net: nn.Module) -> None:
+    image = torch.rand(2, net.in_channels, 5, 5, requires_grad=True)
+    forward = counted(lambda: net(image)).flops
+    groups, kernel = net.groups, net.kernel_size[0]
+    assert forward == 2 * 2 * 25 * net.in_channels * net.out_channels // groups * kernel**2
+    assert counted(lambda: net(image).sum().backward()).flops == 3 * forward
+    fixed = image.detach()
+    assert counted(lambda: net(fixed).sum().backward()).flops == 2 * forward
+
+
 def test_a_cpus_attention_counts() -> None:
     query, key, value = (torch.rand(1, 2, length, 16, requires_grad=True) for length in (5, 7, 7))
     forward = 2 * 2 * (2 * 5 * 7 * 16)

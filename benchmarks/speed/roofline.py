@@ -32,17 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.speed.floor_record import replaced
 from benchmarks.speed.floor_sizes import THAWED, Builder, command, crops, positions, spectrograms, streets
-from benchmarks.speed.paired import (
-    MANY,
-    keep,
-    markdown,
-    now,
-    options,
-    peak_bytes,
-    reset_peak,
-    shown,
-    spread,
-)
+from benchmarks.speed.paired import MANY, keep, markdown, now, options, peak_bytes, reset_peak, shown, spread
 from benchmarks.speed.roofline_count import (
     Operators,
     busiest,
@@ -89,7 +79,7 @@ CASES: dict[str, Case] = {
         "MiT-B5, DAFormer's head, {0} + {0} crops of {1} px", {"pretrained": False},
     ),
     "poa": Case(
-        "poa/imagenet_vit_large", lambda n, side: crops(n, 8, (side, side * 3 // 7)), (50, 224), (1, 224),
+        "poa/imagenet_vit_large", lambda n, side: crops(n, 8, (side, side * 3 // 7)), (50, 224), (2, 224),
         "ViT-S/16, {0} images, 2 views of {1} px, 8 smaller ones",
         {
             "backbone_args": {"widths": list(range(192, 385, 64)), "depths": list(range(8, 13, 2)), "head_dim": 64},

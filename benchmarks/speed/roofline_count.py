@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import (
+    conv_flop_count,
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from benchmarks.speed.floor_record import leaves
 from benchmarks.speed.paired import ROOT, in_turns
@@ -31,9 +36,20 @@ def _attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
     return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
 
 
-#: Operator → floating-point operations: those of torch's counter, and a CPU's attention, which it leaves out.
+def _convolution_backward(
+    grad: Tensor, image: Tensor, weight: Tensor, *rest: Any, out_val: tuple[Tensor | None, ...], **__: Any
+) -> int:
+    """Gradients of image and weight cost what the forward does; torch's counter multiplies by groups once more."""
+    transposed = rest[4]  # after the bias' sizes, stride, padding and dilation
+    x, w, out = (list(tensor.shape) for tensor in (image, weight, grad))
+    forward = conv_flop_count(x, w, out, transposed)
+    return forward * sum(gradient is not None for gradient in out_val[:2])
+
+
+#: Operator → floating-point operations: those of torch's counter, corrected, and a CPU's attention, which it lacks.
 FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
+    aten.convolution_backward: _convolution_backward,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
@@ -67,7 +83,8 @@ class Operators(TorchDispatchMode):
     """Notes every call of an ATen operator, and where the host needs a value that the device has.
 
     Operations are those of matrix products, convolutions and attention, as
-    :class:`torch.utils.flop_counter.FlopCounterMode` counts them; recomputed activations count again. Bytes are those
+    :class:`torch.utils.flop_counter.FlopCounterMode` counts them (but for gradients of grouped weights, of which it
+    counts too many); recomputed activations count again. Bytes are those
     of operands and results once each: more than memory moves where caches keep them from one operator to the next or
     an operand is written only, less where a kernel goes over its operands twice.
 
