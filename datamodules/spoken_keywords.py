@@ -103,13 +103,15 @@ class SpokenKeywords(AudioDataModule):
 
     Args:
         root: folder below which the clips are kept, in place of the cache.
-        synthesiser: ``espeak`` or ``formant``.
+        synthesiser: ``espeak``, ``formant``, or ``espeak_further``: ``espeak`` tested by twelve other voices, to choose
+            settings by.
         per_voice: renditions of every word by every source voice.
         per_target_voice: renditions of every word by every target voice.
         test_on: clips that are tested on: of the ``source`` domain by unheard voices, or of the ``target`` domain.
         with_target: pre-training (``labels: false``) sees the target domain's clips as well.
         words: pre-training sees phrases of so many words in place of single ones, see :class:`SpokenPhrases`; so do
             its validation and test.
+        one_voice: a phrase is said by one voice, as people do; else every word by any.
         seconds: longest part that is read of a clip; clips of one word last one second.
         **common: see :class:`~datamodules.audio.AudioDataModule`.
 
@@ -135,12 +137,13 @@ class SpokenKeywords(AudioDataModule):
     def __init__(
         self,
         root: str | None = None,
-        synthesiser: Literal["espeak", "formant"] = "espeak",
+        synthesiser: Literal["espeak", "espeak_further", "formant"] = "espeak",
         per_voice: int = 12,
         per_target_voice: int = 6,
         test_on: Literal["source", "target"] = "source",
         with_target: bool = False,
         words: int = 1,
+        one_voice: bool = False,
         seconds: float | None = 1.0,
         **common: Any,
     ) -> None:
@@ -155,7 +158,10 @@ class SpokenKeywords(AudioDataModule):
             raise ValueError(
                 f"words={words} must be at least 1, and above it set labels: false: phrases have no one label."
             )
-        self.test_on, self.with_target, self.words = test_on, with_target, words
+        if one_voice and words == 1:
+            raise ValueError("one_voice: true is about phrases: set words above 1.")
+        self.test_on, self.with_target = test_on, with_target
+        self.words, self.one_voice = words, one_voice
 
     def prepare_data(self) -> None:
         """Make the clips, unless they are there already; raises SynthesiserError where a program is missing."""
@@ -180,7 +186,7 @@ class SpokenKeywords(AudioDataModule):
     ) -> AudioSubset:
         """The clips, or phrases of them."""
         subset = super().shown(clips, positions, name, training)
-        return subset if self.words == 1 else SpokenPhrases(subset, self.words)
+        return subset if self.words == 1 else SpokenPhrases(subset, self.words, self.one_voice)
 
 
 class SpokenPhrases(AudioSubset):
@@ -192,14 +198,19 @@ class SpokenPhrases(AudioSubset):
     Args:
         subset: clips of one word.
         words: of every phrase; the end is cut off where it gets longer than the subset's ``seconds``.
+        one_voice: all of them are said by the voice of the first.
     """
 
-    def __init__(self, subset: AudioSubset, words: int) -> None:
+    def __init__(self, subset: AudioSubset, words: int, one_voice: bool = False) -> None:
         # Draws belong to a phrase, so that training has others in each pass.
         super().__init__(
             subset.clips.without_labels(), subset.positions, subset.reading, subset.seconds, "random"
         )
         self.words, self._padded_to = words, subset._padded_to
+        voices = [
+            self.path(number).stem.partition("_")[0] if one_voice else "" for number in range(len(self))
+        ]
+        self._voices = np.unique(voices, return_inverse=True)[1]
 
     def batch(self, index: np.ndarray, rngs: Sequence[np.random.Generator] | None = None) -> dict[str, Any]:
         """As of the base; ``rngs`` draw what follows the first word, None the same whenever it is asked for."""
@@ -211,7 +222,8 @@ class SpokenPhrases(AudioSubset):
 
     def _phrase(self, first: int, rng: np.random.Generator) -> Tensor:
         rate, parts = self.reading.sample_rate, list[Tensor]()
-        for number in (first, *rng.integers(len(self), size=self.words - 1)):
+        following = np.flatnonzero(self._voices == self._voices[first])
+        for number in (first, *following[rng.integers(len(following), size=self.words - 1)]):
             clip = self.reading.clip(self.path(int(number)))
             sounding = clip.nonzero()[:, 0]
             pause = int(rng.integers(round(_PAUSE * rate) + 1))

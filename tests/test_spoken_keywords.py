@@ -14,6 +14,7 @@ from datamodules import (
     SpokenKeywords,
     keyword_voices,
 )
+from datamodules.audio_files import Reading
 from datamodules.keyword_voices import KEYWORDS, SYNTHESISERS, SynthesiserError
 from tests import tiny_audio
 from tests.test_audio_batches import keywords
@@ -80,6 +81,37 @@ def test_phrases_are_words_without_the_silence_around_them(tmp_path: Path) -> No
     for wrong in ({"words": 0}, {"words": 2, "labels": True}):
         with pytest.raises(ValueError, match=r"words=\d must be at least 1, and above it set labels: false"):
             SpokenKeywords(**{**settings, **wrong})
+
+
+def test_a_phrase_by_one_voice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {**tiny_audio.spoken_keywords(tmp_path), "labels": False, "seconds": 3.0, "words": 4}
+    said: list[tuple[str, str]] = []  # word and voice
+    read = Reading.clip
+
+    def heard(self: Reading, path: Path) -> torch.Tensor:
+        said.append((path.parent.name, path.stem.partition("_")[0]))
+        return read(self, path)
+
+    monkeypatch.setattr(Reading, "clip", heard)
+    voices = {}
+    for one_voice in (True, False):
+        shown = opened(SpokenKeywords(**settings, one_voice=one_voice)).datasets["train"]
+        said.clear()
+        shown.__getitems__(list(range(8)))
+        phrases = [said[start : start + 4] for start in range(0, 32, 4)]
+        voices[one_voice] = [len({voice for _, voice in phrase}) for phrase in phrases]
+        assert len({word for phrase in phrases for word, _ in phrase[1:]}) > 5
+    assert voices[True] == 8 * [1]
+    assert max(voices[False]) > 1
+    with pytest.raises(ValueError, match="one_voice: true is about phrases"):
+        SpokenKeywords(**{**settings, "words": 1}, one_voice=True)
+
+
+def test_voices_to_choose_settings_by_are_in_no_other_split() -> None:
+    usual, further = (SYNTHESISERS[name][0].splits for name in ("espeak", "espeak_further"))
+    assert {**usual, "test": ()} == {**further, "test": ()}
+    assert not set(further["test"]) & {voice for voices in usual.values() for voice in voices}
+    assert len(further["test"]) == 12
 
 
 def test_spoken_words_can_be_told_apart_across_voices(tmp_path: Path) -> None:
