@@ -228,7 +228,7 @@ def test_arguments_that_do_not_fit(tmp_path: Path) -> None:
     settings = librispeech(tmp_path / "speech")
     with pytest.raises(ValueError, match="balanced: true needs labels"):
         LibriSpeech(**settings, balanced=True).setup()
-    with pytest.raises(ValueError, match="synthesiser must be one of espeak, formant"):
+    with pytest.raises(ValueError, match="synthesiser must be one of espeak, espeak_further, formant"):
         SpokenKeywords(synthesiser="piper")
     with pytest.raises(ValueError, match="per_voice must be at least 1"):
         SpokenKeywords(per_voice=0)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import statistics
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -41,7 +41,7 @@ CONFIGS = {OURS: "w2v_bert/embedded", RIVAL: "w2v_bert/embedded_contrastive"}
 TUNED, ALL, FEW = "fine-tuned, 101 labels", "frozen, 840 labels", "frozen, 101 labels"
 DRAWS = 2  # of the few labels, for each seed
 STRENGTHS = (0.01, 0.1, 1.0)
-VOICES = {"test": "espeak", "further": "espeak_further"}
+VOICES: dict[str, Literal["espeak", "espeak_further"]] = {"test": "espeak", "further": "espeak_further"}
 
 
 class Clips(NamedTuple):
