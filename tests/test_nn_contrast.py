@@ -247,12 +247,8 @@ def test_nothing_waits_for_the_device_or_is_pixels_by_classes_by_channels(varian
             made.extend(x.numel() for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, Tensor))
             return out
 
-    B, dim, side, classes = (
-        2,
-        64,
-        64,
-        19,
-    )  # more channels than a pixel meets vectors: 16 of the bank, 19 centres
+    # A pixel meets fewer vectors (16 of the bank, 19 centres) than it has channels, so that the map is the largest.
+    B, dim, side, classes = 2, 64, 64, 19
     pixels = B * side * side
     with FakeTensorMode(), Sizes():
         known = ClassStatistics(classes, dim, bank_length=16)
