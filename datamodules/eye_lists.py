@@ -68,7 +68,7 @@ class EyeImageLists(FileImageDataModule):
         pairs = self.usable_pairs(report, split)
         paths = [pair.image.relative_to(report.root).as_posix() for pair in pairs]
         labels = np.array([label[path] for path in paths], np.int64)
-        return FileImages(report.root, paths, labels, self.image_size, self.resize, self.disk_cache)
+        return FileImages(report.root, paths, labels, self.image_size, self.resize, self.cache_of(split))
 
 
 class EyeVolumeLists(EyeVolumes):

@@ -60,7 +60,8 @@ class FileImageDataModule(ImageDataModule):
                 "pixels (short side): raise resize or lower image_size."
             )
         self.image_size, self.resize = image_size, resize
-        self.disk_cache = disk_cache(cache, ImageCache, "image files")
+        self.disk_cache: ImageCache | None = disk_cache(cache, ImageCache, "image files")
+        self._prepared: set[str] = set()
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -81,10 +82,24 @@ class FileImageDataModule(ImageDataModule):
         super().prepare_data()
         if self.disk_cache is None:
             return
-        for split in self.needs(coming_stage(self.trainer))["root"]:
+        for split in self._prepare(coming_stage(self.trainer)):
             source = self.source(split)
             assert isinstance(source, FileImages)
             self.disk_cache.ensure(source.jobs(), self.num_workers)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Check what this stage needs and open its datasets; raises LayoutError at once."""
+        self._prepare(stage)
+        super().setup(stage)
+
+    def _prepare(self, stage: str | None) -> list[str]:
+        splits = [*self.needs(stage)["root"]]
+        self._prepared |= set(splits)
+        return splits
+
+    def cache_of(self, split: str) -> ImageCache | None:
+        """Where the images of a split are kept; probes of a stage that does not show the split decode its files."""
+        return self.disk_cache if split in self._prepared else None
 
     def read(self, split: str, report: LayoutReport | None) -> ImageSource:
         """List the files of a split with their labels; nothing is decoded yet."""
@@ -107,5 +122,5 @@ class FileImageDataModule(ImageDataModule):
         if not labels:
             raise LayoutError(f"{report.root} holds no {split} image of the {len(number)} classes.")
         return FileImages(
-            base, paths, np.array(labels, np.int64), self.image_size, self.resize, self.disk_cache
+            base, paths, np.array(labels, np.int64), self.image_size, self.resize, self.cache_of(split)
         )

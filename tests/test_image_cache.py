@@ -226,3 +226,15 @@ def test_an_image_file_that_changed_is_refused(tmp_path: Path) -> None:
         path.touch()
     with pytest.raises(CacheError, match=r"are not in .*\.JPEG.*call prepare_data"):
         epoch(data, 0)
+
+
+def test_splits_that_a_stage_does_not_show_are_decoded(tmp_path: Path) -> None:
+    kind, settings = imagenet(tmp_path)
+    plain, data = kind(**settings), kind(**settings, cache=str(tmp_path / "kept"))
+    for each in (plain, data):
+        each.setup(
+            "validate"
+        )  # as in `zoo validate` on a new machine, whose probes compare with training images
+    assert torch.equal(data.subset("train")[0]["image"], plain.subset("train")[0]["image"])
+    with pytest.raises(CacheError, match=r"call prepare_data"):
+        data.subset("val")[0]
