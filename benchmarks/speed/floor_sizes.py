@@ -158,12 +158,12 @@ def positions(scans: int, side: int, crops: int = 2, grid: tuple[int, int, int] 
     return build
 
 
-def omni(scans: int, side: int, classes: int) -> Builder:
+def omni(scans: int, side: int, classes: int, crops: int, grid: tuple[int, int, int]) -> Builder:
     """Positions beside labelled cubes."""
 
     def build(method: Method) -> Batch:
         labelled = volumes(scans, side, classes, maps=True)(method)
-        return {"labelled": labelled, "unlabelled": positions(scans, side)(method)}
+        return {"labelled": labelled, "unlabelled": positions(scans, side, crops, grid)(method)}
 
     return build
 
@@ -195,7 +195,7 @@ SMALL_POA = {
     "backbone_args": {"widths": list(range(192, 385, 64)), "depths": list(range(8, 13, 2)), "head_dim": 64},
     "prototypes": [4096, 8192], **THAWED,
 }  # fmt: skip
-HALF_B = {"backbone_args": {"checkpointing": True, "feature_size": 24}}
+QUARTER_B = {"backbone_args": {"checkpointing": True, "feature_size": 12}}
 CONFORMER = {"frames": 1600, "embed_dim": 256, "num_heads": 4}
 REAL: dict[str, Real] = {
     "audio_classifier": Real(
@@ -215,7 +215,8 @@ REAL: dict[str, Real] = {
         "hicmae_classifier/crema_d", talking(1, 6), "tiny, 1 clip", {"backbone": "hicmae_tiny"}
     ),
     "ibot": Real("ibot/embedded", crops(2), "ViT-S/16, 2 images, crops: 2 of 224, 8 of 96 px", IBOT_S),
-    "poa": Real("poa/imagenet_vit_large", crops(2), "ViT up to S/16, 2 images, crops: 2 of 224, 8 of 96 px", SMALL_POA),
+    # At two images what is done once a parameter (gradients added up, clipping, moments, teacher) weighs.
+    "poa": Real("poa/imagenet_vit_large", crops(4), "ViT up to S/16, 4 images, crops: 2 of 224, 8 of 96 px", SMALL_POA),
     "self_training": Real(
         "self_training/gta5_cityscapes", streets(1, 192, 192), "MiT-B0, 1 + 1 crops of 192 px", DAFORMER
     ),
@@ -235,10 +236,15 @@ REAL: dict[str, Real] = {
         "uni4eye/lists", pictures(2, 224), "ViT-S with the published decoder, 2 images of 224 px",
         {"backbone": "unified_vit_small"},
     ),
-    "voco": Real("voco/prect", positions(2, 64), "half of Swin-B, 2 volumes, 6 crops of 64³ each", HALF_B),
-    "voco_cvpr": Real("voco_cvpr/prect", positions(2, 64), "half of Swin-B, 2 volumes, 6 crops of 64³ each", HALF_B),
+    # A core takes seconds for every crop, and the network none below 64³: one random crop, two of the grid.
+    "voco": Real(
+        "voco/prect", positions(1, 64, 1, (2, 1, 1)), "quarter of Swin-B, 1 volume, 3 crops of 64³", QUARTER_B
+    ),
+    "voco_cvpr": Real(
+        "voco_cvpr/prect", positions(1, 64, 1, (2, 1, 1)), "quarter of Swin-B, 1 volume, 3 crops of 64³", QUARTER_B
+    ),
     "voco_omni": Real(
-        "voco_omni/prect", omni(1, 64, 21), "half of Swin-B, 1 + 1 volumes, crops of 64³", HALF_B
+        "voco_omni/prect", omni(1, 64, 21, 1, (2, 1, 1)), "quarter of Swin-B, 1 + 1 volumes, 4 crops of 64³", QUARTER_B
     ),
     "volume_classifier": Real(
         "volume_classifier/embedded", volumes(2, 64, 2), "half of Swin-B, 2 volumes of 64³",
