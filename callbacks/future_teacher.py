@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import lightning as L
@@ -98,7 +100,8 @@ class FutureTeacher(EMATeacher):
         self.depth, self.width, self.order, self.rewind = depth, width, order, rewind
         self.lr_scale, self.start_step = lr_scale, start_step
         self._looked_ahead = False
-        self._kept: list[Tensor] = []
+        self._virtual: list[Tensor] = []
+        self._real: list[Tensor] = []
         self._soup: list[Tensor] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -124,13 +127,11 @@ class FutureTeacher(EMATeacher):
         if not self._looked_ahead:
             super().before_step(trainer, pl_module, batch)
             return
-        trained = trained_parameters(trainer)
-        self._kept = copy_into(self._kept, trained)
         state = _State(trainer.optimizers[0], pl_module, teacher) if self.rewind == "everything" else None
-        try:
+        self._virtual = copy_into(self._virtual, trained_parameters(trainer))
+        with standing_in(trained_parameters(trainer), self._virtual) as self._real:
             (self._wide if self.width else self._deep)(trainer, pl_module, batch)
-        finally:  # an interrupted look-ahead must not leave a virtual student to a last checkpoint
-            copy_into(trained, self._kept)
+        self._real = []
         if state is not None:
             state.restore()
         if self.in_copy_epochs(trainer):
@@ -175,7 +176,7 @@ class FutureTeacher(EMATeacher):
         trained = trained_parameters(trainer)
         for index, future in enumerate(futures):
             if index:
-                copy_into(trained, self._kept)
+                copy_into(trained, self._real)
             self._virtual_step(trainer, method, future)
             if self.width > 1 and index == 0:
                 self._soup = copy_into(self._soup, trained)
@@ -234,6 +235,35 @@ def copy_into(target: list[Tensor], source: list[Tensor]) -> list[Tensor]:
         target = [torch.empty_like(tensor) for tensor in source]
     torch._foreach_copy_(target, source)
     return target
+
+
+@contextmanager
+def standing_in(parameters: list[Tensor], values: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Have parameters live in other storage, and give them back their own, which nobody wrote to meanwhile.
+
+    So a look-ahead copies the student once and puts nothing back: memory is what its step is made of.
+
+    Args:
+        parameters: of any devices.
+        values: tensors like them; steps of an optimiser change these.
+
+    Yields:
+        The parameters' own values.
+    """
+    own = [parameter.data for parameter in parameters]
+    try:
+        _live_in(parameters, values)
+        yield own
+    finally:  # an interrupted look-ahead must not leave a virtual student to a last checkpoint
+        try:
+            _live_in(parameters, own)
+        finally:  # nor a second interrupt half of one
+            _live_in(parameters, own)
+
+
+def _live_in(parameters: list[Tensor], values: list[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.data = value
 
 
 class _State:

@@ -136,10 +136,10 @@ class LookAhead:
             group["fused"] = True
         self.teacher = Teacher(self.student)
         self.targets = list(self.teacher.network.parameters())
-        from callbacks.future_teacher import copy_into  # slow to import, and updates do without
+        from callbacks.future_teacher import copy_into, standing_in  # slow to import, and updates do without
 
-        self.kept: list[Tensor] = []
-        self.copy_into = copy_into
+        self.virtual: list[Tensor] = []
+        self.copy_into, self.standing_in = copy_into, standing_in
 
     # The floor: one pass that reads all and writes the teacher alone.
 
@@ -170,10 +170,10 @@ class LookAhead:
 
     def zoo(self, optimizer: torch.optim.Optimizer) -> None:
         """As :class:`callbacks.FutureTeacher` does with ``rewind="parameters"``."""
-        self.kept = self.copy_into(self.kept, self.parameters)
-        optimizer.step()
-        self.teacher.update(self.student, DECAY)
-        self.copy_into(self.parameters, self.kept)
+        self.virtual = self.copy_into(self.virtual, self.parameters)
+        with self.standing_in(self.parameters, self.virtual):
+            optimizer.step()
+            self.teacher.update(self.student, DECAY)
 
     @torch.no_grad()
     def snapshot(self) -> None:
