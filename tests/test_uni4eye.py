@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_auroc, multiclass_cohen_kappa
@@ -184,6 +186,16 @@ def test_values_that_are_no_numbers_stop_the_run() -> None:
     loader = torch.utils.data.DataLoader([{"image": image}], batch_size=None)  # type: ignore[arg-type]
     with pytest.raises(Exception, match=r"(?i)nan|finite"):
         trainer.fit(built(), loader)
+
+
+def test_a_step_logs_its_own_terms_only(tmp_path: Path) -> None:
+    batches = [{"volume": torch.rand(2, 1, 8, 4, 12)}, {"image": torch.rand(2, 3, 16, 16)}]
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    logger = CSVLogger(tmp_path, name="", version="")
+    toy_trainer(max_steps=2, log_every_n_steps=1, logger=logger).fit(built(), loader)
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [{name for name, value in row.items() if value} for row in csv.DictReader(file)]
+    assert [{name[-2:] for name in row if name[-2:] in ("2d", "3d")} for row in rows] == [{"3d"}, {"2d"}]
 
 
 def test_pictures_and_volumes_are_told_apart() -> None:

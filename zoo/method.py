@@ -197,9 +197,16 @@ class Method(Deployable):
             callback.on_losses(self, losses)
         total = torch.stack(list(losses.values())).sum()
         if self.writes_logs():
+            self._forget_logged()
             self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()})
             self.log("train/loss", total.detach(), prog_bar=True)
         return total
+
+    def _forget_logged(self) -> None:
+        """Terms that this step has not (2-D and 3-D in turn): Lightning would write those of an earlier step again."""
+        for metric in (self.trainer._results or {}).values():
+            if metric.meta.fx == "training_step" and not metric.meta.on_epoch:
+                metric.has_reset = True
 
     def place(self, batch_idx: int) -> str:
         """Where in training this is, for :mod:`zoo.draws`: rank, optimiser step and micro-batch."""
