@@ -32,6 +32,7 @@ from benchmarks.training import quiet
 from callbacks import ExactResume, RunProgress
 from callbacks.defaults import default_monitors
 from callbacks.interrupts import Interrupts
+from zoo.heap import keep_freed_memory
 from zoo.method import Method
 from zoo.optim import Optim, build_optimizer
 from zoo.run_folder import run_checkpoints
@@ -128,6 +129,8 @@ FORMS: dict[str, Callable[[Classifier, Meter], None]] = {
 def work(form: str, size: str, device: str) -> None:
     """The process of one loop."""
     quiet()
+    if device == "cpu":
+        keep_freed_memory()  # as `zoo fit` does: page faults of a step are no work of a Trainer
     layers, units, samples, *_ = SIZES[size]
     torch.manual_seed(0)
     batch = {"image": torch.rand(samples, 3, 4, 4), "label": torch.randint(10, (samples,))}
