@@ -109,7 +109,8 @@ def video_targets(
     values = standardised(values) if normalise else values
     if differences:
         frames = values.unflatten(-1, (patch[0], -1))
-        values = torch.cat((frames[..., :1, :], frames.diff(dim=-2)), -2).flatten(-2)
+        for late in range(patch[0] - 1, 0, -1):
+            frames[..., late, :] -= frames[..., late - 1, :]
     return values.transpose(-1, -2).flatten(-2)
 
 

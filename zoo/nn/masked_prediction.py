@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -20,7 +21,9 @@ def patches_of(image: Tensor, patch: Sequence[int], stride: Sequence[int] | None
     """
     for axis, (size, step) in enumerate(zip(patch, stride or patch, strict=True)):
         image = image.unfold(2 + axis, size, step)
-    return image.flatten(2, 1 + len(patch)).transpose(1, 2).flatten(2)
+    axes = len(patch)
+    beside = image.permute(0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes))
+    return beside.reshape(len(image), -1, math.prod(beside.shape[1 + axes :]))  # one copy
 
 
 def image_of(patches: Tensor, patch: Sequence[int], grid: Sequence[int]) -> Tensor:

@@ -199,8 +199,10 @@ def seen_and_hidden(masks: Masks) -> tuple[Tensor, Tensor]:
 
 def gathered(tokens: Tensor, positions: Tensor) -> Tensor:
     """Tokens ``[B, K, D]`` at ``positions`` ``[B, K]`` of ``[B, N, D]``, or of ``[1, N, D]`` that all items share."""
-    tokens = tokens.expand(len(positions), -1, -1)
-    return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
+    items, number, _ = tokens.shape
+    own = torch.arange(items, device=positions.device)[:, None] * number  # 0 where items share them
+    rows = tokens.flatten(0, 1).index_select(0, (positions + own).flatten())  # whole rows, unlike gather
+    return rows.unflatten(0, positions.shape)
 
 
 def masks_of_noise(noise: Tensor, count: int) -> Masks:
