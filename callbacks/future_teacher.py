@@ -128,8 +128,9 @@ class FutureTeacher(EMATeacher):
             super().before_step(trainer, pl_module, batch)
             return
         state = _State(trainer.optimizers[0], pl_module, teacher) if self.rewind == "everything" else None
-        self._virtual = copy_into(self._virtual, trained_parameters(trainer))
-        with standing_in(trained_parameters(trainer), self._virtual) as self._real:
+        trained = trained_parameters(trainer)
+        self._virtual = copy_into(self._virtual, trained)
+        with standing_in(trained, self._virtual) as self._real:
             (self._wide if self.width else self._deep)(trainer, pl_module, batch)
         self._real = []
         if state is not None:

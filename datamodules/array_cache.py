@@ -190,6 +190,17 @@ class ArrayCache(ABC, Generic[Job, Record]):
         return True
 
 
+class FileCache(ArrayCache[Job, Record]):
+    """A cache of decoded files, too large to be read at every start: checksums of what was written since are compared.
+
+    Args:
+        folder: where to keep them; None takes :attr:`default_folder` in the cache of selfzoo.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        super().__init__(folder, verify="changed")
+
+
 class _Jobs(Dataset[str]):
     """Works when it is indexed, so that a loader's processes share the work; gives what went wrong, or nothing."""
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.array_cache import ArrayCache, mapped
+from datamodules.array_cache import FileCache, mapped
 from datamodules.image_sets import shrunk
 from datamodules.readers import (
     BrokenImageError,
@@ -47,8 +47,8 @@ class ImageRecord:
         return torch.from_numpy(mapped(self.folder / "pixels.npy", self.source))
 
 
-class ImageCache(ArrayCache[ImageJob, ImageRecord]):
-    """Images and labels, see :class:`~datamodules.array_cache.ArrayCache`.
+class ImageCache(FileCache[ImageJob, ImageRecord]):
+    """Images and labels, see :class:`~datamodules.array_cache.FileCache`.
 
     A file that cannot be decoded raises :class:`~datamodules.readers.BrokenImageError`.
 
@@ -60,9 +60,6 @@ class ImageCache(ArrayCache[ImageJob, ImageRecord]):
     default_folder = "images"
     verb, unit = "Decoding", "images and labels"
     broken = BrokenImageError
-
-    def __init__(self, folder: str | Path | None = None) -> None:
-        super().__init__(folder, verify="changed")
 
     def files(self, job: ImageJob) -> list[Path]:
         """The one file."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datamodules.array_cache import ArrayCache, mapped
+from datamodules.array_cache import FileCache, mapped
 from datamodules.signal_sets import BrokenSignalError
 
 
@@ -50,8 +50,8 @@ class SignalRecord:
         return mapped(self.folder / "signal.npy", self.source)
 
 
-class SignalCache(ArrayCache[SignalJob, SignalRecord]):
-    """Signals, see :class:`~datamodules.array_cache.ArrayCache`.
+class SignalCache(FileCache[SignalJob, SignalRecord]):
+    """Signals, see :class:`~datamodules.array_cache.FileCache`.
 
     A file that cannot be read raises :class:`~datamodules.signal_sets.BrokenSignalError`.
 
@@ -66,7 +66,7 @@ class SignalCache(ArrayCache[SignalJob, SignalRecord]):
     broken = BrokenSignalError
 
     def __init__(self, decode: Callable[[str], np.ndarray], folder: str | Path | None = None) -> None:
-        super().__init__(folder, verify="changed")
+        super().__init__(folder)
         self._decode = decode
 
     def files(self, job: SignalJob) -> list[Path]:

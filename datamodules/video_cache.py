@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.array_cache import ArrayCache, mapped
+from datamodules.array_cache import FileCache, mapped
 from datamodules.video_files import BrokenVideoError, is_frame, is_video_file, open_frames, truncated
 
 
@@ -65,8 +65,8 @@ class VideoRecord:
         return torch.stack([frames[number] for number in numbers], 1)
 
 
-class VideoCache(ArrayCache[VideoJob, VideoRecord]):
-    """All frames of videos, see :class:`~datamodules.array_cache.ArrayCache`.
+class VideoCache(FileCache[VideoJob, VideoRecord]):
+    """All frames of videos, see :class:`~datamodules.array_cache.FileCache`.
 
     A video that cannot be decoded raises :class:`~datamodules.video_files.BrokenVideoError`.
 
@@ -78,9 +78,6 @@ class VideoCache(ArrayCache[VideoJob, VideoRecord]):
     default_folder = "videos"
     verb, unit = "Decoding", "videos"
     broken = BrokenVideoError
-
-    def __init__(self, folder: str | Path | None = None) -> None:
-        super().__init__(folder, verify="changed")
 
     def files(self, job: VideoJob) -> list[Path]:
         """The one file or folder."""
