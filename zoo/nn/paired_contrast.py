@@ -26,5 +26,6 @@ def paired_contrast(one: Tensor, other: Tensor, temperature: float = 0.07, gathe
     """
     rows, columns = (gather_with_gradient(part) if gather else part for part in (one, other))
     own = torch.arange(len(one), device=one.device) + (this_rank() * len(one) if gather else 0)
-    forth = F.cross_entropy(paired_scores(one, columns, temperature), own)
-    return (forth + F.cross_entropy(paired_scores(other, rows, temperature), own)) / 2
+    forth = paired_scores(one, columns, temperature)
+    back = paired_scores(other, rows, temperature) if gather else forth.T
+    return (F.cross_entropy(forth, own) + F.cross_entropy(back, own)) / 2
