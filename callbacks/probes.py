@@ -193,7 +193,8 @@ class LinearProbe(Probe):
             loader.sampler.set_epoch(epoch)
             for batch in loader:
                 on_device = method.transfer_batch_to_device(batch, method.device, 0)
-                image = image_benchmark(trainer).crop_and_mirror(on_device["image"])
+                # The host's sizes of padded images: boxes are drawn there.
+                image = image_benchmark(trainer).crop_and_mirror(on_device["image"], batch.get("size"))
                 yield features_of(method, image, several=True), on_device["label"]
 
     def _validation_accuracy(self, trainer: L.Trainer, method: Method) -> Tensor:

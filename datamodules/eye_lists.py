@@ -10,7 +10,7 @@ import numpy as np
 
 from datamodules.eye_sets import EyeVolumes, path_labels
 from datamodules.file_images import FileImageDataModule
-from datamodules.image_sets import FileImages, ImageSource
+from datamodules.image_sets import ImageSource
 from datamodules.layout import Layout, LayoutError, LayoutReport, Pair, Split, SplitReport
 from datamodules.slice_folders import PICTURES
 from datamodules.volume_files import stem_of
@@ -68,7 +68,7 @@ class EyeImageLists(FileImageDataModule):
         pairs = self.usable_pairs(report, split)
         paths = [pair.image.relative_to(report.root).as_posix() for pair in pairs]
         labels = np.array([label[path] for path in paths], np.int64)
-        return FileImages(report.root, paths, labels, self.image_size, self.resize, self.cache_of(split))
+        return self.images_of(split, report.root, paths, labels)
 
 
 class EyeVolumeLists(EyeVolumes):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datamodules.array_cache import FileCache, mapped
-from datamodules.image_sets import shrunk
+from datamodules.image_sizes import fitted, shrunk
 from datamodules.readers import (
     BrokenImageError,
     ImageJob,
@@ -66,8 +66,8 @@ class ImageCache(FileCache[ImageJob, ImageRecord]):
         return [job.file]
 
     def settings(self, job: ImageJob) -> list[Any]:
-        """All but the file."""
-        return list(job[1:])
+        """All but the file; without ``longest_side`` as before there was one, so that older caches stay."""
+        return list(job[1:] if job.longest_side is not None else job[1:-1])
 
     def title(self, job: ImageJob) -> str:
         """The file's stem."""
@@ -88,6 +88,7 @@ class ImageCache(FileCache[ImageJob, ImageRecord]):
         if job.encoding is None:
             whole = read_image(job.file)
             pixels = shrunk(resized_image(whole, job.resize), job.short_side)
+            pixels = fitted(pixels, job.longest_side)
         else:
             whole = read_label(job.file, job.encoding)
             pixels = resized_label(whole, job.resize)

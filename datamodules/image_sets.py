@@ -13,10 +13,10 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.image_sizes import centre_window, fitted, padded, resized, shrunk
 from datamodules.readers import ImageJob, PixelCache, RandomCrop, read_image
 from datamodules.sampling import ShuffledPicker
 
@@ -72,6 +72,7 @@ class FileImages:
         crop: height and width of the square that is cut out, centred or at random.
         resize: length of the short side before that (bicubic, antialiased); None keeps the stored size.
         cache: where decoded and resized images are read from, once all :meth:`jobs` are there.
+        longest_side: training draws are whole images, their longer side shrunk to this; None cuts them at random.
     """
 
     def __init__(
@@ -82,8 +83,9 @@ class FileImages:
         crop: int,
         resize: int | None,
         cache: PixelCache | None = None,
+        longest_side: int | None = None,
     ) -> None:
-        self.root, self.labels, self._cache = root, labels, cache
+        self.root, self.labels, self._cache, self.longest_side = root, labels, cache, longest_side
         self._paths = np.array([path.encode() for path in paths])
         self._resize, self._crop = resize, RandomCrop((crop, crop))
 
@@ -97,64 +99,48 @@ class FileImages:
         draws: Sequence[np.random.Generator | None] = rngs or [None] * len(positions)
         return torch.stack([self._window(p, rng) for p, rng in zip(positions, draws, strict=True)])
 
+    def load_whole(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Decode images and shrink the larger ones: :func:`~datamodules.image_sizes.padded`, and their sizes.
+
+        Raises:
+            BrokenImageError: a file cannot be decoded; it is named.
+        """
+        return padded([self._read(self._job(position, whole=True)) for position in positions])
+
     def names(self, positions: np.ndarray) -> list[str]:
         """File stems."""
         return [Path(self._paths[position].decode()).stem for position in positions]
 
     def jobs(self) -> list[ImageJob]:
-        """All files, with what is done to them before a window is cut."""
-        return [self._job(position) for position in range(len(self._paths))]
+        """All files, with what is done to them before a window is cut, and before whole images are handed over."""
+        forms = (False,) if self.longest_side is None else (False, True)
+        return [self._job(position, whole) for position in range(len(self._paths)) for whole in forms]
 
-    def _job(self, position: int) -> ImageJob:
-        return ImageJob(self.root / self._paths[position].decode(), short_side=self._resize)
+    def _job(self, position: int, whole: bool = False) -> ImageJob:
+        path = self.root / self._paths[position].decode()
+        return (
+            ImageJob(path, longest_side=self.longest_side)
+            if whole
+            else ImageJob(path, short_side=self._resize)
+        )
 
-    def _stored(self, job: ImageJob) -> Tensor:
-        assert self._cache is not None
+    def _read(self, job: ImageJob) -> Tensor:
+        if self._cache is None:
+            return fitted(shrunk(read_image(job.file), job.short_side), job.longest_side)
         # Found anew each time: a million records would fill the memory of every process.
         return self._cache.records([job])[0].read()
 
     def _window(self, position: int, rng: np.random.Generator | None) -> Tensor:
         job = self._job(position)
-        path = job.file
-        image = shrunk(read_image(path), self._resize) if self._cache is None else self._stored(job)
+        image = self._read(job)
         try:
             if rng is None:
                 rows, columns = centre_window(image.shape[1], image.shape[2], self._crop.size[0])
             else:
                 rows, columns = self._crop.window((image.shape[1], image.shape[2]), None, rng)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{job.file}: {error}") from error
         return image[:, rows, columns]
-
-
-def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images ``[B,C,H,W]`` uint8 resized to ``size`` (height, width): bicubic and antialiased."""
-    return F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
-
-
-def shrunk(image: Tensor, short_side: int | None) -> Tensor:
-    """Image ``[3,H,W]`` uint8 whose short side is so long, see :func:`resized`; None keeps its size."""
-    if short_side is None:
-        return image
-    return resized(image[None], short_side_size(image.shape[1], image.shape[2], short_side))[0]
-
-
-def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width of an image whose short side becomes ``short_side``; the aspect ratio is kept."""
-    height, width = (max(short_side, round(n * short_side / min(height, width))) for n in (height, width))
-    return height, width
-
-
-def centre_window(height: int, width: int, side: int) -> tuple[slice, slice]:
-    """The middle square of an image.
-
-    Raises:
-        ValueError: the image is smaller; said as a random crop says it.
-    """
-    if height < side or width < side:
-        return RandomCrop((side, side)).window((height, width), None, np.random.default_rng(0))
-    top, left = round((height - side) / 2), round((width - side) / 2)
-    return slice(top, top + side), slice(left, left + side)
 
 
 class ImageSubset(Dataset[dict[str, Any]]):
@@ -193,11 +179,17 @@ class ImageSubset(Dataset[dict[str, Any]]):
     def batch(
         self, index: np.ndarray, rngs: Sequence[np.random.Generator] | None = None
     ) -> dict[str, Tensor]:
-        """``image`` uint8 ``[B,3,H,W]``, ``label`` and ``index`` int64 ``[B]``."""
-        positions = self.positions[index]
+        """``image`` uint8 ``[B,3,H,W]``, ``label`` and ``index`` int64 ``[B]``; draws (``rngs``) of whole images
+        are padded and have their ``size``, int64 ``[B,2]``."""
+        positions, source = self.positions[index], self.source
+        if rngs is not None and isinstance(source, FileImages) and source.longest_side is not None:
+            image, size = source.load_whole(positions)
+            pixels = {"image": image, "size": size}
+        else:
+            pixels = {"image": source.load(positions, rngs)}
         return {
-            "image": self.source.load(positions, rngs),
-            "label": torch.from_numpy(self.source.labels[positions]),
+            **pixels,
+            "label": torch.from_numpy(source.labels[positions]),
             "index": torch.from_numpy(index),
         }
 

@@ -71,6 +71,8 @@ class ImageDataModule(BenchmarkDataModule):
     #: Whether the official set lacks validation images.
     holds_out_val: ClassVar[bool] = False
     default_num_val: ClassVar[int] = 5000
+    #: Height and width of what evaluation shows; None: as stored.
+    image_size: int | None = None
     #: Whether a mirrored image still shows its class.
     mirrors: ClassVar[bool] = True
     #: Class of ``torchvision.datasets`` that downloads the set, and its arguments for every part.
@@ -274,8 +276,13 @@ class ImageDataModule(BenchmarkDataModule):
             return {**to_float(batch), "views": self.views.to(image.device)(image)}
         return {**batch, "image": self.crop_and_mirror(image)}
 
-    def crop_and_mirror(self, image: Tensor) -> Tensor:
-        """Random resized crops of images ``[B,3,H,W]`` uint8 at their own size, some mirrored, as float."""
+    def crop_and_mirror(self, image: Tensor, size: Tensor | None = None) -> Tensor:
+        """Random resized crops of images ``[B,3,H,W]`` uint8, some mirrored, as float.
+
+        Args:
+            image: squares, whose crops have their size.
+            size: (height, width) of images that are padded, int64 ``[B,2]``: their crops have ``image_size``.
+        """
         # Importing datamodules must not import the zoo's networks.
         from zoo.nn.multicrop import random_boxes
         from zoo.nn.ranks import this_rank
@@ -283,11 +290,13 @@ class ImageDataModule(BenchmarkDataModule):
 
         B, _, H, W = image.shape
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) + this_rank())
-        boxes = torch.tensor([0, 0, H, W]).expand(B, 4)
+        sizes = torch.tensor([H, W]).expand(B, 2) if size is None else size.cpu()
+        boxes = torch.cat((torch.zeros_like(sizes), sizes), 1)
         if self.crop_scale is not None:
-            boxes = random_boxes(boxes[:, 2:], self.crop_scale, (3 / 4, 4 / 3), generator)
+            boxes = random_boxes(sizes, self.crop_scale, (3 / 4, 4 / 3), generator)
         mirrored = torch.rand(B, generator=generator) < self.flip
-        return crop_resize(image, boxes[None], mirrored[None], W)
+        side = W if size is None or self.image_size is None else self.image_size
+        return crop_resize(image, boxes[None], mirrored[None], side)
 
 
 def _check_numbers(

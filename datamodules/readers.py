@@ -226,13 +226,15 @@ class ImageJob(NamedTuple):
         file: an image, or a label.
         encoding: how the label is stored (a key of ``ENCODINGS``); None for an image.
         resize: bounds of the long and short side, see :func:`scaled_size`.
-        short_side: in place of them the length of the short side (:func:`datamodules.image_sets.shrunk`).
+        short_side: in place of them the length of the short side (:func:`datamodules.image_sizes.shrunk`).
+        longest_side: or the most that the longer side may measure (:func:`datamodules.image_sizes.fitted`).
     """
 
     file: Path
     encoding: str | None = None
     resize: Size | None = None
     short_side: int | None = None
+    longest_side: int | None = None
 
 
 class StoredPixels(Protocol):

@@ -49,6 +49,7 @@ def kind_of(path: Path) -> str:
 
 #: One config of every method and benchmark.
 WHOLE_LIVES = set({(path.parent.name, kind_of(path)): name for name, path in _FILES.items()}.values())
+WHOLE_LIVES -= {"ibot/imagenet", "dinov2/imagenet"}  # those of ibot/embedded with the data of dino/imagenet
 QUIET = [
     "--trainer.enable_progress_bar",
     "false",
@@ -189,6 +190,8 @@ def miniature(config: str, folder: Path) -> list[str]:
         options += tiny_videos.small_network(model)
     if model.get("backbone", "") in ("elastic_vit_large", "elastic_swin_base", "elastic_resnet152"):
         options += tiny_images.small_family(model["backbone"])
+    if config in ("dino/imagenet", "ibot/imagenet", "dinov2/imagenet"):
+        options += tiny_images.small_vit(model["backbone_args"])
     if content["model"]["class_path"] == "CBSN":
         options += tiny_denoising.SMALL_NETWORK
     if model.get("backbone") == "unified_vit_large":

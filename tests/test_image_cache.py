@@ -43,6 +43,11 @@ def imagenet(folder: Path) -> tuple[type, dict[str, Any]]:
     return ImageNet, {**settings, "image_size": 24, "resize": 30}
 
 
+def whole_imagenet(folder: Path) -> tuple[type, dict[str, Any]]:
+    kind, settings = imagenet(folder)
+    return kind, {**settings, "window": "whole", "longest_side": 48}
+
+
 def samples(kind: type, settings: dict[str, Any], **more: Any) -> list[Any]:
     data = kind(**{**settings, "seed": 0, **more})
     data.prepare_data()
@@ -65,7 +70,7 @@ def image(tmp_path: Path) -> ImageJob:
     return ImageJob(Path(root) / "images/00001.png", None, (32, 16))
 
 
-@pytest.mark.parametrize("benchmark", [gta5, dark_zurich, semi, street_shift, imagenet])
+@pytest.mark.parametrize("benchmark", [gta5, dark_zurich, semi, street_shift, imagenet, whole_imagenet])
 def test_samples_are_the_same_bit_for_bit(benchmark: Any, tmp_path: Path) -> None:
     kind, settings = benchmark(tmp_path)
     decoded = flat(samples(kind, settings, cache="none"))
@@ -77,7 +82,7 @@ def test_samples_are_the_same_bit_for_bit(benchmark: Any, tmp_path: Path) -> Non
     assert list((tmp_path / "kept").glob("*/pixels.npy"))
 
 
-@pytest.mark.parametrize("benchmark", [gta5, imagenet])
+@pytest.mark.parametrize("benchmark", [gta5, imagenet, whole_imagenet])
 def test_nothing_is_decoded_any_more(benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, settings = benchmark(tmp_path)
     samples(kind, settings, cache=str(tmp_path / "kept"))

@@ -177,3 +177,15 @@ def small_family(backbone: str) -> list[str]:
         # The recipe's probe wants more neighbours than there are images.
         "--trainer.callbacks", "[{class_path: callbacks.KNNProbe, init_args: {k: [2]}}]",
     ]  # fmt: skip
+
+
+def small_vit(args: dict[str, Any]) -> list[str]:
+    """Options that put a recipe for ImageNet on a small vision transformer with its settings, and small views."""
+    kept = "".join(f", {key}: {value}" for key, value in args.items())
+    small = f"{{img_size: 32, patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2{kept}}}"
+    return [
+        "--model.backbone", "vit_tiny_patch16_224", "--model.backbone_args", small,
+        "--model.prototypes", "1000", "--model.head_args", "{hidden_dim: 16, bottleneck_dim: 8}",
+        "--data.views.global_size", "32", "--data.views.local_size", "16",
+        "--trainer.callbacks", "[{class_path: callbacks.KNNProbe, init_args: {k: [2]}}]",
+    ]  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.image_sets import centre_window, resized, short_side_size
+from datamodules.image_sizes import centre_window, resized, short_side_size
 from datamodules.readers import rescaled, scaled_size
 
 Picture = Image.Image | np.ndarray | Tensor

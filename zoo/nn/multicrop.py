@@ -32,6 +32,9 @@ class MultiCrop(nn.Module):
     * blur: :func:`zoo.nn.gaussian_blur` with ``blur_kernel`` taps. DINO and iBOT use PIL's approximation of a
       Gaussian that is not cut off: take 17 taps there.
 
+    Boxes are shares of the images they are given: hand over whole images (``data.window: whole``), of which the
+    published scales are meant. Padded ones come with their sizes, and no pixel behind those is read.
+
     Ranks draw differently: a call takes one number from torch's global generator and adds its rank.
 
     Args:
@@ -104,8 +107,13 @@ class MultiCrop(nn.Module):
         self.solarize, self.solarize_threshold = solarize, solarize_threshold / 255
         self.allow_upscaling = allow_upscaling
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Make the views of a batch, uint8 ``[B, 3, H, W]``.
+    def forward(self, image: Tensor, size: Tensor | None = None) -> dict[str, Tensor]:
+        """Make the views of a batch.
+
+        Args:
+            image: uint8 ``[B, 3, H, W]``.
+            size: (height, width) of what is no padding, from the top left corner, int64 ``[B, 2]``, on the host or the
+                device waits; None: everything.
 
         Returns:
             ``{"global": [2B, 3, g, g], "local": [V*B, 3, l, l]}``, float32 in [0, 1], view-major: view 1 of all
@@ -113,29 +121,45 @@ class MultiCrop(nn.Module):
 
         Raises:
             TypeError: the images are not uint8.
-            ValueError: images smaller than a crop.
+            ValueError: images smaller than a crop, sizes that do not belong to them.
         """
-        self._check(image)
+        sizes = self._sizes(image, size)
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) + this_rank())
-        views = {"global": self._views(image, (0, 1), generator)}
+        views = {"global": self._views(image, sizes, (0, 1), generator)}
         if self.num_local:
-            views["local"] = self._views(image, (2,) * self.num_local, generator)
+            views["local"] = self._views(image, sizes, (2,) * self.num_local, generator)
         return views
 
-    def _check(self, image: Tensor) -> None:
+    def _sizes(self, image: Tensor, size: Tensor | None) -> Tensor:
+        """(height, width) of every image, int64 ``[B, 2]`` on the host, once all is right."""
         if image.dtype != torch.uint8 or image.dim() != 4 or image.shape[1] != 3:
             raise TypeError(
                 f"views are made from uint8 images [B, 3, H, W], got {image.dtype} {list(image.shape)}: make them "
                 "before images become float"
             )
-        largest = max(self.global_size, self.local_size if self.num_local else 0)
-        if min(image.shape[-2:]) < largest and not self.allow_upscaling:
+        full = torch.tensor(image.shape[-2:])
+        sizes = full.expand(len(image), 2) if size is None else size.cpu()
+        if (
+            sizes.shape != (len(image), 2)
+            or sizes.is_floating_point()
+            or bool((sizes < 1).any() | (sizes > full).any())
+        ):
             raise ValueError(
-                f"images of {image.shape[-2]}x{image.shape[-1]} are smaller than crops of {largest}x{largest}: lower "
+                f"size must be the height and width of each of {len(image)} images, whole numbers from 1 to "
+                f"{full.tolist()}; got {sizes.dtype} {list(sizes.shape)}, {sizes.tolist()[:3]}"
+            )
+        largest = max(self.global_size, self.local_size if self.num_local else 0)
+        height, width = sizes[sizes.amin(1).argmin()].tolist()
+        if min(height, width) < largest and not self.allow_upscaling:
+            raise ValueError(
+                f"images of {height}x{width} are smaller than crops of {largest}x{largest}: lower "
                 "views.global_size and views.local_size, read larger images, or set views.allow_upscaling"
             )
+        return sizes
 
-    def _views(self, image: Tensor, kinds: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    def _views(
+        self, image: Tensor, sizes: Tensor, kinds: tuple[int, ...], generator: torch.Generator
+    ) -> Tensor:
         """Views of one size; ``kinds`` says which probabilities of blur and solarise each has."""
         V, B, n = len(kinds), len(image), len(kinds) * len(image)
         size, scale = (
@@ -148,7 +172,7 @@ class MultiCrop(nn.Module):
         def chosen(probability: Tensor | float) -> Tensor:
             return (uniform(n) < probability).nonzero().flatten()
 
-        boxes = random_boxes(torch.tensor(image.shape[-2:]).expand(n, 2), scale, self.ratio, generator)
+        boxes = random_boxes(sizes.repeat(V, 1), scale, self.ratio, generator)
         views = crop_resize(image, boxes.view(V, B, 4), uniform(V, B) < self.flip, size)
 
         rows = chosen(self.jitter)

@@ -22,6 +22,9 @@ class DINO(SelfDistillation):
 
     Teacher: evaluation mode, buffers copied, moved after each step with momentum .996 → 1.
 
+    The release trains ViTs with a drop path that rises linearly to .1, which backbones here have only if told:
+    ``backbone_args: {drop_path_rate: 0.1}`` (``dino/imagenet``).
+
     Args:
         **kwargs: see :class:`zoo.methods.image.base.SelfDistillation`.
     """

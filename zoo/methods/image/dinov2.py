@@ -23,6 +23,10 @@ class DINOv2(IBOT):
 
     Teacher: evaluation mode, buffers copied, moved after each step with momentum .992 → 1, never masked.
 
+    The released ViT has layer scales of 1e-5 and a drop path of .3, the same in all blocks, that skips part of the
+    batch: ``backbone_args: {init_values: 1.0e-5, drop_path_rate: 0.3, drop_path_uniform: true, drop_path_form: batch}``
+    (``dinov2/imagenet``).
+
     Args:
         koleo_weight: of the KoLeo term; 0 leaves it out.
         **kwargs: see :class:`zoo.methods.image.ibot.IBOT`; the defaults that differ are those of the release.

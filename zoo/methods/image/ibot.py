@@ -23,6 +23,9 @@ class IBOT(DINO):
 
     Teacher: evaluation mode, buffers copied, moved after each step with momentum .996 → 1, never masked.
 
+    The release trains ViTs with ``backbone_args: {drop_path_rate: 0.1}``, as ``ibot/imagenet`` does, and trains the
+    gains of ViT-S (``head_args: {train_gain: true}``).
+
     Args:
         prototypes: K of the head.
         mask_ratio: (least, largest) share of patches in a masked view.
