@@ -36,9 +36,9 @@ class FileImageDataModule(ImageDataModule):
         resize: length of the short side before that (bicubic); None keeps the stored size.
         window: what training draws of an image: a random ``square``, or the ``whole`` image.
         longest_side: whole images that are larger are shrunk to it. Of 512 x 384 pixels the least boxes of DINOv2's
-            recipe (32 % of the area for views of 224 pixels, 5 % for those of 96) have some 250 and 99 pixels a side, so
-            that views are rarely magnified by what was lost, and ImageNet's usual photographs (500 x 375) stay as they
-            are. Loaders hand over up to 0.8 MB an image, five times a square of 224.
+            recipe (32 % of the area for views of 224 pixels, 5 % for those of 96) have some 250 and 99 pixels a side,
+            so that views are rarely magnified by what was lost, and ImageNet's usual photographs (500 x 375) stay as
+            they are. Loaders hand over up to 0.8 MB an image, five times a square of 224.
         views: see :class:`ImageDataModule`; of whole images its ``forward`` also takes their ``size``, int64 ``[B,2]``,
             as :class:`zoo.nn.MultiCrop` does.
         num_workers: loader processes; 0 loads in the training process.
