@@ -157,7 +157,13 @@ class EMATeacher(Callback):
         if self.schedule == "warmup":
             return min(1.0 - 1.0 / (t + 1), self.decay)
         if self.schedule == "cosine":
-            total = trainer.estimated_stepping_batches
+            assert isinstance(trainer.lightning_module, Method)
+            total = trainer.lightning_module.total_steps
+            if total == float("inf"):
+                raise MisconfigurationException(
+                    f"{type(self).__name__}(schedule='cosine') needs an end: set trainer.max_steps, "
+                    "trainer.max_epochs or optim.total_steps"
+                )
             return cosine(t, total, self.decay, self.final_decay, share=self.cosine_share)
         if self.schedule == "epochs":
             return self.epoch_decays[

@@ -62,8 +62,8 @@ class ReduceOnPlateau(Callback):
             )
         value = float(trainer.callback_metrics[self.monitor])
         sign = 1.0 if self.mode == "max" else -1.0
-        bar = self.best + sign * self.threshold * abs(self.best) if math.isfinite(self.best) else self.best
-        if sign * value > sign * bar:
+        # torch's: on metrics below 0 an equal value counts as improvement, as in SSAST's generative pre-training.
+        if sign * value > sign * self.best * (1.0 + sign * self.threshold):
             self.best, self.waited = value, 0
         else:
             self.waited += 1

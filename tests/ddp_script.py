@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from callbacks import EMATeacher, FutureTeacher
+from callbacks import EMATeacher, FutureTeacher, Mesa
 from tests.toy import ToyMethod, toy_batch, toy_trainer
 from zoo.optim import Optim
 
@@ -19,6 +19,7 @@ CALLBACKS: dict[str, dict[str, Any]] = {
     "deep": {"class": FutureTeacher, "depth": 2},
     "wide": {"class": FutureTeacher, "depth": 0, "width": 2},
     "semi": {"class": FutureTeacher, "depth": 2, "order": "semi"},
+    "mesa": {"class": Mesa, "exact": []},
 }
 STEPS = 4
 
@@ -56,6 +57,7 @@ def main(name: str, folder: str) -> None:
             "teacher": [p.detach() for p in method.teacher.parameters()],
             "steps": method.teacher.steps,
             "global_step": trainer.global_step,
+            "callback": callback.state_dict(),
         },
         Path(folder) / f"{name}-{trainer.global_rank}.pt",
     )

@@ -69,10 +69,11 @@ def test_an_average_of_nothing_is_said() -> None:
         EpochAverage(first=3, last=2)
 
 
-@pytest.mark.parametrize("mode", ["max", "min"])
-def test_rates_fall_on_a_plateau_as_torchs_do(mode: Any) -> None:
+@pytest.mark.parametrize(("mode", "offset"), [("max", 0.0), ("min", 0.0), ("max", -0.5), ("min", -1.5)])
+def test_rates_fall_on_a_plateau_as_torchs_do(mode: Any, offset: float) -> None:
+    """Of metrics below 0, too."""
     values = [0.1, 0.2, 0.2, 0.20001, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.31]
-    values = values if mode == "max" else [1 - value for value in values]
+    values = [offset + (value if mode == "max" else 1 - value) for value in values]
     ours, theirs = (torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=3e-3) for _ in range(2))
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(theirs, mode=mode, factor=0.5, patience=2)
     callback, schedule = ReduceOnPlateau("val/loss", mode), OptimSchedule(ours, FAST, 10)
@@ -90,7 +91,7 @@ def test_rates_fall_on_a_plateau_as_torchs_do(mode: Any) -> None:
         schedule.optimizer.step()
         schedule.step()
         assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"])
-    assert schedule.scale < 1
+    assert (schedule.scale < 1) == (offset == 0)  # below 0 torch takes an equal value for a better one
     restored = ReduceOnPlateau("val/loss", mode)
     restored.load_state_dict(callback.state_dict())
     assert (restored.best, restored.waited) == (callback.best, callback.waited)

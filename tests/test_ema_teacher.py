@@ -16,6 +16,7 @@ from torch import Tensor
 from callbacks import EMATeacher, FutureTeacher, PseudoLabeler
 from tests.toy import SGD, Record, ToyMethod, mlp, toy_batch, toy_loader, toy_trainer, weights
 from zoo.nn import NoMix
+from zoo.optim import Optim
 from zoo.teacher import Teacher
 
 
@@ -87,6 +88,21 @@ def test_timing_and_schedule(timing: str, schedule: str) -> None:
         assert_same(record.student[step], students[step])
         assert_same(record.teacher[step], teachers[step])
     assert method.teacher.steps == 6
+
+
+def test_the_cosine_ends_where_the_rates_do() -> None:
+    record = Record()
+    ema = EMATeacher(timing="after_step", decay=0.5, schedule="cosine")
+    trainer = toy_trainer(max_steps=3, callbacks=[ema, record])
+    trainer.fit(ToyMethod(optim=Optim(**SGD, total_steps=6)), toy_loader())
+    assert [ema.decay_at(t, trainer) for t in range(4)] == pytest.approx(
+        [SCHEDULES["cosine"][1](t) for t in range(4)]
+    )
+    endless = toy_trainer(max_epochs=-1, callbacks=[EMATeacher(schedule="cosine", timing="after_step")])
+    with pytest.raises(
+        MisconfigurationException, match=r"EMATeacher\(schedule='cosine'\) needs an end: set trainer"
+    ):
+        endless.fit(ToyMethod(), toy_loader())
 
 
 @pytest.mark.parametrize("timing", ["before_step", "after_step"])

@@ -113,6 +113,27 @@ def test_short_tokens_need_ranges_of_their_own() -> None:
         assert (error < 0.05) == close
 
 
+@pytest.mark.parametrize("layer", [nn.LayerNorm(8), nn.Sequential(nn.Linear(8, 8), nn.GELU())])
+def test_maps_with_channels_last_have_groups_of_channels(layer: nn.Module) -> None:
+    """As Swin has them; the same tokens in a row get the same gradients."""
+    block = nn.Module()
+    block.attention, block.layer = nn.Identity(), layer
+    block.attention.num_heads = 2  # type: ignore[assignment]
+    block.forward = lambda x: layer(x)  # type: ignore[method-assign]
+    maps, gradients = torch.randn(2, 4, 6, 8) * torch.tensor([1.0, 100.0]).repeat_interleave(4), []
+    for x in (maps, maps.flatten(1, 2)):
+        saved = SavedActivations({"block": block}, rounding="nearest")
+        x = x.clone().requires_grad_()
+        with saved.compress():
+            output = block(x)
+        output.square().sum().backward()
+        saved.detach()
+        assert saved.ranges
+        assert all(len(running.state()[0]) == 2 for running in saved.ranges.values())
+        gradients.append(x.grad.flatten())  # type: ignore[union-attr]
+    torch.testing.assert_close(*gradients)
+
+
 def test_a_constant_group_comes_back() -> None:
     x = torch.full((2, 3, 4), 2.5)
     assert torch.equal(decode(encode(x, 2, RunningRange())), x)

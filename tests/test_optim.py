@@ -54,6 +54,15 @@ def test_cosine_and_constant() -> None:
     assert rates(Optim(lr=2.0, schedule="poly", total_steps=4), 10, [2, 4, 8]) == [1.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    ("peak", "rise"), [("last", [0, 1 / 3, 2 / 3, 1]), ("next", [0, 1 / 4, 2 / 4, 3 / 4])]
+)
+def test_where_a_warm_up_ends(peak: Any, rise: list[float]) -> None:
+    optim = Optim(lr=1.0, schedule="warmup_cosine", warmup_steps=4, warmup_ratio=0.0, warmup_peak=peak)
+    fall = [0.5 + 0.5 * math.cos(math.pi * (step - 4) / 16) for step in range(4, 20)]
+    assert rates(optim, 20, range(20)) == pytest.approx([*rise, *fall])
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -114,6 +114,11 @@ def test_entropy_of_patches() -> None:
     flat, two, many = torch.full((64,), 0.5), torch.arange(64) % 2 / 1.0, torch.arange(64) / 255
     entropy = patch_entropy(torch.stack([flat, two, many])[None])
     assert entropy[0].tolist() == pytest.approx([0, 1 / 6, 1])  # 0, 1 and 6 bits
+    colour = torch.tensor([0.8, 0.4, 0.1]).repeat(64)
+    coloured = patch_entropy(
+        torch.stack([colour, *(part.repeat_interleave(3) for part in (two, many))])[None], 3
+    )
+    assert coloured[0].tolist() == pytest.approx([0, 1 / 6, 1])  # a flat colour says nothing
     assert patch_entropy(torch.rand(1, 1, 64).expand(1, 3, 64)).tolist() == [[1, 1, 1]]
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.toy import toy_trainer, weights
 from tests.toy_volumes import SMALL, VIEWS, loader, register_toy_net, textured, voco_batch
@@ -206,6 +206,20 @@ def test_teacher_starts_on_its_own_and_moves_before_it_is_asked(version: type[Vo
     assert method.teacher.steps == 3
     optimised = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
     assert optimised == {id(p) for p in method.student.parameters()}
+
+
+def test_teachers_look_at_other_devices_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SyncBatchNorm does so in training mode alone; validation may run on one device only."""
+    method = VoCoCVPR(**SMALL, optim=SGD)
+    modes: list[bool] = []
+    for module in method.teacher.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.register_forward_hook(lambda norm, *_: modes.append(norm.training))
+    for training in (True, False):
+        modes.clear()
+        method.train(training).losses(voco_batch(0))
+        assert modes
+        assert set(modes) == {training}
 
 
 def test_versions_have_their_terms() -> None:

@@ -227,6 +227,13 @@ def test_options_out_of_range_are_named() -> None:
         W2vBERT("ast_tiny", {"depth": 1})
     with pytest.raises(ValueError, match="kernel=4 must be odd"):
         ConformerBackbone(**{**SMALL, "kernel": 4})
+    with pytest.raises(ValueError, match="conv_kernel=2 must be odd"):
+        ConformerBackbone(**{**SMALL, "conv_kernel": 2})
+    wide, narrow = (ConformerBackbone(**{**SMALL, "conv_kernel": side}) for side in (5, 3))
+    assert (
+        wide.encode(torch.rand(1, 1, wide.mels, 13)).shape
+        == narrow.encode(torch.rand(1, 1, wide.mels, 13)).shape
+    )
     with pytest.raises(ValueError, match="16 triangles, but mels=80"):
         ConformerBackbone(**{**SMALL, "mels": 80, "depth": 1}).encode(torch.zeros(1, 1, 16, 32))
     with pytest.raises(ValueError, match="conformer_xl has no weights to fetch"):

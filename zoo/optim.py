@@ -39,8 +39,8 @@ class Optim:
             ``layer_decay^(L - i)``, embeddings ``layer_decay^(L + 1)``, final norm and heads 1. Needs a student
             with ``block_of`` and ``num_blocks`` (:class:`zoo.nn.tokens.TokenBackbone`).
         schedule: of the learning rate. ``poly`` is ``(1 - i/T)^power``; ``cosine`` is ``(1 + cos(pi i/T)) / 2``,
-            and both are scaled by the warm-up; ``warmup_cosine`` first rises to ``lr``, reached in the last
-            warm-up step, and then follows half a cosine down to ``final_lr``. ``drops`` multiplies the rate by
+            and both are scaled by the warm-up; ``warmup_cosine`` first rises to ``lr`` (``warmup_peak``
+            says when) and then follows half a cosine down to ``final_lr``. ``drops`` multiplies the rate by
             ``drop_factor`` after ``drop_start`` epochs and every ``drop_every`` epochs from then on (SSAST, AST), or
             steps (C-BSN), as ``drop_in`` says.
             ``inverse_sqrt`` falls as ``sqrt(warmup_steps / i)`` after the warm-up (the transformer's schedule).
@@ -54,6 +54,8 @@ class Optim:
             ``1 - (1 - i/warmup_steps)(1 - warmup_ratio)``; ``warmup_cosine``: steps of the rise.
         warmup_epochs: the same in epochs of the loader; give one of the two.
         warmup_ratio: where the linear warm-up starts, as a share of the base rate.
+        warmup_peak: ``warmup_cosine`` reaches ``lr`` in the ``last`` warm-up step and has it once more in the first of
+            the cosine (DINO), or only in the latter, ``next`` (VoCo).
         warmup_every: the warm-up of all but ``warmup_cosine`` rises in stairs of so many steps (SSAST: 50).
         total_steps: T of the schedule; ``None`` takes the trainer's number of optimiser steps.
         cosine_share: of the cosines (rate and weight decay) that the run covers, see :func:`zoo.schedules.cosine`.
@@ -90,6 +92,7 @@ class Optim:
     warmup_steps: int = 0
     warmup_epochs: float = 0.0
     warmup_ratio: float = 1e-6
+    warmup_peak: Literal["last", "next"] = "last"
     warmup_every: int = 1
     total_steps: int | None = None
     cosine_share: float = 1.0
@@ -114,6 +117,7 @@ class Optim:
                 ("warmup_cosine", "constant", "poly", "cosine", "drops", "inverse_sqrt"),
             ),
             ("drop_in", self.drop_in, ("epochs", "steps")),
+            ("warmup_peak", self.warmup_peak, ("last", "next")),
             ("freeze_by", self.freeze_by, ("rate", "gradient")),
             ("clip_by", self.clip_by, ("all", "module", "parameter")),
         ):

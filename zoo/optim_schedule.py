@@ -23,7 +23,8 @@ def lr_factor(optim: Optim, total_steps: float, steps_per_epoch: float = 0) -> C
     def factor(step: int) -> float:
         if optim.schedule == "warmup_cosine":
             if step < min(warmup, total):
-                return linear(step, warmup, optim.warmup_ratio, 1.0)
+                rise = warmup + (optim.warmup_peak == "next")
+                return linear(step, rise, optim.warmup_ratio, 1.0)
             return cosine(step, total, 1.0, end, warmup, optim.cosine_share)
         progress = min(step / max(total, 1), 1.0)
         value = {

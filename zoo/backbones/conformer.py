@@ -27,7 +27,8 @@ class ConformerBackbone(nn.Module):
         num_heads: attention heads.
         ffn_dim: hidden width of feed-forward modules; ``None``: 4 D.
         kernel: of the depthwise convolutions, in steps; odd.
-        conv_channels: of the two 3×3 convolutions of stride (2, 2), each followed by ReLU.
+        conv_channels: of the two convolutions of stride (2, 2), each followed by ReLU.
+        conv_kernel: side of their kernels; odd.
         mels: rows of the spectrogram.
         frames: columns that positions are kept for; those of longer spectrograms are made when they come.
         in_chans: channels of the spectrogram.
@@ -51,6 +52,7 @@ class ConformerBackbone(nn.Module):
         ffn_dim: int | None = None,
         kernel: int = 5,
         conv_channels: tuple[int, int] = (128, 32),
+        conv_kernel: int = 3,
         mels: int = 80,
         frames: int = 1024,
         in_chans: int = 1,
@@ -63,15 +65,17 @@ class ConformerBackbone(nn.Module):
         super().__init__()
         if norm not in ("batch", "group"):
             raise ValueError(f"norm={norm!r}: expected batch or group")
-        if kernel % 2 == 0:
-            raise ValueError(f"kernel={kernel} must be odd")
+        for argument, side in (("kernel", kernel), ("conv_kernel", conv_kernel)):
+            if side % 2 == 0:
+                raise ValueError(f"{argument}={side} must be odd")
         self.embed_dim, self.num_blocks, self.in_chans = embed_dim, depth, in_chans
         self.mels, self.frames = mels, frames
         self.channels, self.strides = (embed_dim,), (4,)
         self.mean, self.std = (0.0,) * in_chans, (1.0,) * in_chans  # the feature pipeline normalises
         first, second = conv_channels
         self.subsampling = nn.ModuleList(
-            [nn.Conv2d(in_chans, first, 3, 2, padding=1), nn.Conv2d(first, second, 3, 2, padding=1)]
+            nn.Conv2d(inputs, outputs, conv_kernel, 2, padding=conv_kernel // 2)
+            for inputs, outputs in ((in_chans, first), (first, second))
         )
         #: F, values of an encoded step.
         self.encoded_dim = second * quarter(mels)

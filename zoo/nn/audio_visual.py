@@ -102,15 +102,14 @@ def video_targets(
         patch: frames, height and width of a patch.
         masks: equally many of every item.
         normalise: standardise every colour over the pixels of a patch.
-        differences: after that, in place of every frame of a patch but the first, its difference from the one before.
+        differences: after that, in place of the second frame of each pair in a patch, its difference from the first.
     """
     hidden = seen_and_hidden(masks)[1]
     values = gathered(patches_of(video, patch), hidden).unflatten(-1, (video.shape[1], -1))
     values = standardised(values) if normalise else values
     if differences:
-        frames = values.unflatten(-1, (patch[0], -1))
-        for late in range(patch[0] - 1, 0, -1):
-            frames[..., late, :] -= frames[..., late - 1, :]
+        pairs = values.unflatten(-1, (patch[0] // 2, 2, -1))
+        pairs[..., 1, :] -= pairs[..., 0, :]
     return values.transpose(-1, -2).flatten(-2)
 
 

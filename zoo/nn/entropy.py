@@ -51,21 +51,24 @@ def masked_percentile(values: Tensor, mask: Tensor, percent: float) -> Tensor:
     return value.masked_fill(count == 0, float("nan"))
 
 
-def patch_entropy(patches: Tensor) -> Tensor:
-    """Entropy of the grey levels of every patch, brought to [0, 1] within each item (Uni4Eye++).
+def patch_entropy(patches: Tensor, channels: int = 1) -> Tensor:
+    """Entropy of the levels of every patch, mean of its channels', brought to [0, 1] within each item (Uni4Eye++).
 
     Levels are whole numbers 0..255, one bin each. Where all patches of an item are alike, all get 1. The released
     code counts values in [0, 1] as they are, so that nearly all fall into the first bin.
 
     Args:
-        patches: values ``[B, N, values]`` in [0, 1].
+        patches: values ``[B, N, values * channels]`` in [0, 1], channels fastest.
+        channels: of the image.
 
     Returns:
         ``[B, N]``.
     """
-    levels = patches.float().mul(255).round_().clamp_(0, 255).long()
+    levels = (
+        patches.float().mul(255).round_().clamp_(0, 255).long().unflatten(2, (-1, channels)).transpose(2, 3)
+    )
     ones = torch.ones_like(levels, dtype=torch.float32)
-    counts = torch.zeros(*levels.shape[:2], 256, device=patches.device).scatter_add_(2, levels, ones)
-    entropy = torch.special.entr(counts / levels.shape[2]).sum(2)
+    counts = torch.zeros(*levels.shape[:3], 256, device=patches.device).scatter_add_(3, levels, ones)
+    entropy = torch.special.entr(counts / levels.shape[3]).sum(3).mean(2)
     low, high = entropy.amin(1, keepdim=True), entropy.amax(1, keepdim=True)
     return torch.where(high > low, (entropy - low) / (high - low).clamp(min=1e-12), 1.0)

@@ -113,7 +113,7 @@ class BlockMasking:
     def draw(self, target: int, grid: tuple[int, int], rng: Random) -> Tensor:
         """One mask, bool ``[rows, columns]``, of at most ``target`` tokens."""
         mask, count = torch.zeros(grid, dtype=torch.bool), 0
-        largest = int(self.max_share * grid[0] * grid[1])
+        largest = self.max_share * grid[0] * grid[1]
         while count < target:
             added = self._add_block(mask, min(target - count, largest), rng)
             if not added:
@@ -121,7 +121,7 @@ class BlockMasking:
             count += added
         return mask
 
-    def _add_block(self, mask: Tensor, limit: int, rng: Random) -> int:
+    def _add_block(self, mask: Tensor, limit: float, rng: Random) -> int:
         """Mask one more block that covers up to ``limit`` new tokens; their number, 0 if no try fits."""
         rows, columns = mask.shape
         for _ in range(self.tries):

@@ -110,7 +110,7 @@ def encode(
 ) -> Codes:
     """Quantise ``x`` to ``2^bits`` levels per group.
 
-    ``code = round(max((x - low) (2^bits - 1) / extent + u - 1/2, 0))`` with u uniform in (0, 1], so that the mean
+    ``code = round(max((x - low) (2^bits - 1) / extent + u - 1/2, 0))`` with u uniform in [0, 1), so that the mean
     over draws is x within the range; u = 1/2, plain rounding, without noise. Half-way cases go to the even code.
 
     Where the range starts at 0, what is above 0 never gets code 0: a rectifier's backward reads its mask off its

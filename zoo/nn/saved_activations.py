@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from zoo.nn.quantise import (
@@ -127,14 +128,17 @@ class SavedActivations:
         self._weights: set[int] = set()  # addresses
         self._seen: dict[tuple[Any, ...], tuple[StorageWeakRef, Codes | None]] = {}
         self._heads: dict[str, int] = {}
+        self._channels_last: set[str] = set()
         self._handles: list[RemovableHandle] = []
         for root, network in self.modules.items():
             self._attach(root, network, exact)
 
     def _attach(self, root: str, network: nn.Module, exact: Sequence[str]) -> None:
-        heads = _heads_of_blocks(network)
+        heads, channels_last = _heads_of_blocks(network), _channels_last(network)
         for path, module in network.named_modules():
             name = f"{root}.{path}".rstrip(".")
+            if path in channels_last:
+                self._channels_last.add(name)
             left_alone = any(fnmatchcase(name, pattern) for pattern in exact)
             self._heads[name] = heads[path]
             if not left_alone:
@@ -214,6 +218,8 @@ class SavedActivations:
             x = x.unflatten(
                 0, (call.batch, groups)
             )  # plain products of queries and keys save [B heads, N, D]
+        if x.ndim == 4 and call.name in self._channels_last:
+            x = x.flatten(1, 2)  # the maps of Swin
         groups = fitting_groups(x.shape, groups)
         if self.ranges_of == "tokens":
             return encode(x, 1, OwnRange(), self.bits, self.overflow, self._noise(x))
@@ -253,3 +259,16 @@ def _heads_of_blocks(network: nn.Module) -> dict[str, int]:
             around = around.rpartition(".")[0]
         heads[path] = found.get(around, 1)
     return heads
+
+
+def _channels_last(network: nn.Module) -> set[str]:
+    """Paths of modules that work on the last axis: layer norms, and what stands among linear layers (an MLP's GELU)."""
+    found = {path for path, module in network.named_modules() if isinstance(module, nn.LayerNorm)}
+    for path, module in network.named_modules():
+        parts = dict(module.named_children())
+        is_mlp = any(isinstance(part, nn.Linear) for part in parts.values()) and not hasattr(
+            module, "num_heads"
+        )
+        if is_mlp and not any(isinstance(part, _ConvNd) for part in module.modules()):
+            found |= {path, *(f"{path}.{name}".lstrip(".") for name in parts)}
+    return found

@@ -83,8 +83,11 @@ class HiCMAE(AudioVisualMethod):
                 f"temperature={temperature} must be positive and contrast_weight={contrast_weight} not negative"
             )
         encoder = create_audio_visual(backbone, pretrained, **(backbone_args or {}))
-        if differences and encoder.video.patch[0] < 2:
-            raise ValueError("differences: true needs video patches of at least two frames")
+        if differences and encoder.video.patch[0] % 2:
+            raise ValueError(
+                f"differences=True is of pairs of frames, but patches of the video have {encoder.video.patch[0]}: "
+                "set an even number (backbone_args.patch), or differences=False"
+            )
         self.student = AudioVisualAutoencoder(
             encoder, levels, **{**DECODERS[backbone], **(decoder_args or {})}
         )
@@ -101,7 +104,7 @@ class HiCMAE(AudioVisualMethod):
             lr=1.875e-4,
             weight_decay=0.05,
             options={"betas": [0.9, 0.95]},
-            no_decay=["*bias", "*norm*"],
+            no_decay=["*bias", "*norm*", "video_decoder.mask_token"],  # not the audio decoder's, as released
             schedule="warmup_cosine",
             final_lr=6.25e-6,
             warmup_epochs=5,

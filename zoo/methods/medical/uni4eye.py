@@ -157,7 +157,8 @@ class Uni4Eye(UnifiedMethod):
         tokens = math.prod(self.student.backbone.grid(*x.shape[2:]))
         noise = torch.rand(len(x), tokens, device=x.device, generator=generator)
         if self.entropy_guided:
-            noise = noise * patch_entropy(patch_values(x, self.student.backbone.patches[x.ndim - 2]))
+            values = patch_values(x, self.student.backbone.patches[x.ndim - 2])
+            noise = noise * patch_entropy(values, x.shape[1])
         count = tokens - int(tokens * (1 - self.mask_ratio))
         added: Batch = {"masks": masks_of_noise(noise, count)}
         if x.ndim == 5 and self.background == "noise" and self.student.backbone.standardise:

@@ -121,7 +121,8 @@ class VoCo(VolumeMethod):
             weight_decay=0.01,
             options={"amsgrad": True},
             schedule="warmup_cosine",
-            warmup_steps=5001,  # the rise ends at step 5000
+            warmup_steps=5000,
+            warmup_peak="next",
             warmup_ratio=0.0,
         )
 
@@ -171,7 +172,9 @@ class VoCo(VolumeMethod):
 
     def teach(self, views: Tensor, embedding: Tensor) -> Tensor:
         """The teacher's projections, of the views or of the student's embeddings, by what has a teacher."""
-        return self.teacher(views if self.teacher_network == "whole" else embedding)
+        # In training mode alone does SyncBatchNorm look at other devices; no norm here has running statistics.
+        with self.teacher.using("train_no_dropout" if self.training else "eval"):
+            return self.teacher(views if self.teacher_network == "whole" else embedding)
 
     @staticmethod
     def by_volume(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
