@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from callbacks.checkpoint_io import AtomicCheckpointIO
 from datamodules.sampling import ResumableLoader, TurnsLoader
+from zoo.method import Method
 from zoo.nn.ranks import broadcast_buffers, gather_objects
 
 
@@ -63,6 +64,12 @@ class ExactResume(Callback):
                 f"The checkpoint holds the random states of {len(states)} processes and {trainer.world_size} go on: "
                 "random numbers and batches are others than those of an unbroken run."
             )
+        for name, now in sizes_of(trainer, pl_module).items():
+            if (before := stored.get("sizes", {}).get(name, now)) != now:
+                rank_zero_warn(
+                    f"{name} was {before} where the checkpoint was written and is {now}: an unbroken run would "
+                    "have gone on otherwise"
+                )
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -72,12 +79,22 @@ class ExactResume(Callback):
         accumulates = trainer.fit_loop._should_accumulate()
         checkpoint["callbacks"][self.state_key] = {
             "rng_state": gather_objects(rng_state()),
+            "sizes": sizes_of(trainer, pl_module),
             "pending": batches_of_epoch(trainer) % trainer.accumulate_grad_batches if accumulates else 0,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the states until training starts: what is built until then draws numbers, too."""
         self._restored = state_dict
+
+
+def sizes_of(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, float]:
+    """What decides on batches and on rates, beside the checkpoint: images a batch, and steps of the schedule."""
+    batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    found: dict[str, float] = {} if batch_size is None else {"data.batch_size": batch_size}
+    if isinstance(pl_module, Method) and pl_module.optim.has_end:
+        found["the number of steps of the schedule"] = pl_module.total_steps
+    return found
 
 
 def batches_of_epoch(trainer: L.Trainer) -> int:

@@ -204,7 +204,10 @@ class VolumeDataModule(BenchmarkDataModule):
             used = [(job, record) for job in shown if (record := self._record(name, job)) is not None]
             if not used:
                 reason = "; ".join(self.skipped.get(f"root/{name}", ["there is none"])[:1])
-                raise LayoutError(f"no {name} volume of {self.root} can be used: {reason}")
+                raise LayoutError(
+                    f"no {name} volume of {self.root} can be used: {reason}; of a set that is split here, "
+                    "raise data.num_val or change data.split_seed"
+                )
             used = [used[n % len(used)] for n in range(len(jobs))] if self.preview else used
             records = [record for _, record in used]
             if name == "train":

@@ -170,5 +170,10 @@ def test_names() -> None:
     assert "street_cnn" in list_backbones("*cnn*")
     assert "resnet18" in list_backbones("resnet*")
     assert isinstance(create_backbone("resnet10t"), TimmBackbone)
+    for name, odd in (("resnet10t", "widths"), ("street_cnn", "img_size")):
+        with pytest.raises(
+            ValueError, match=f"backbone '{name}' takes no '{odd}': model.backbone_args gives {odd}"
+        ):
+            create_backbone(name, **{odd: 8})
     with pytest.raises(ValueError, match="unknown backbone 'resnet81': did you mean resnet"):
         create_backbone("resnet81")

@@ -98,7 +98,30 @@ def test_checkpoint_alone_says_which_model() -> None:
     assert model["init_args"]["decay"] == 0.25
 
 
+def test_evaluating_an_untrained_network_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo_run("test") == 0
+    assert [note.partition(":")[0] for note in notes(capsys)] == ["no --ckpt_path"]
+
+
 # -- checkpoints against what is typed -------------------------------------------------------------------
+
+
+def test_another_network_is_refused_before_anything_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo_run("fit", "--run_dir", "run", steps=2) == 0
+    written = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    for verb in ("fit", "test"):
+        wider = ["--model.batch_norm", "true", "--ckpt_path", "run/checkpoints/last.ckpt", "--run_dir", "run"]
+        assert zoo_run(verb, *wider) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "last.ckpt does not fit: lacks" in said
+        assert said.endswith("or start a new run with --model.init_from")
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == written
+
+
+def test_the_config_of_a_resumed_run_starts_another_one() -> None:
+    assert zoo_run("fit", "--run_dir", "run", steps=2) == 0
+    assert zoo_run("fit", "--run_dir", "run", "--ckpt_path", "last", steps=4) == 0
+    assert config(Path("run/config.yaml"))["ckpt_path"] is None
 
 
 def test_typed_option_wins_over_the_checkpoint_and_is_told(capsys: pytest.CaptureFixture[str]) -> None:

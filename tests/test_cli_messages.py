@@ -28,6 +28,10 @@ def test_replaced_lists_are_told() -> None:
     assert replaced_lists([first, first]) == []
     assert replaced_lists([first, Source("b.yaml", {"trainer.callbacks+": [ema]})]) == []
     assert replaced_lists([first, Source("the command line", {"trainer.callbacks": "EMATeacher"})]) != []
+    crops = (
+        Source(name, {"data.views.crop": [side, side]}) for name, side in (("a.yaml", 32), ("b.yaml", 64))
+    )
+    assert replaced_lists([*crops]) == []
 
 
 def test_notes_reach_the_user_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,6 +124,10 @@ def test_no_option_overrides_another(monkeypatch: pytest.MonkeyPatch) -> None:
             ["--trainer.max_stps", "3"],
             "there is no option 'trainer.max_stps'; did you mean trainer.max_steps",
         ),
+        (
+            ["--ckpt", "x.ckpt"],
+            "there is no option 'ckpt'; did you mean ckpt_path?",
+        ),  # not a shorter name for it
         (["--modl.decay", "3"], "there is no option 'modl.decay'; did you mean model?"),
         (["--model.optim.lrr", "1"], "model.optim.lrr: Optim has no such option; did you mean lr?"),
         (["--trainer.max_steps", "abc"], "trainer.max_steps: expected int, found abc"),

@@ -40,6 +40,9 @@ def test_wrong_use_is_one_line(three: str, capsys: pytest.CaptureFixture[str]) -
     Path("broken/run_card.json").write_text("{")
     assert main(["compare", "broken"]) == 2
     assert "broken/run_card.json cannot be read" in capsys.readouterr().err
+    write_run("blind", monitor=None, best=None, last=None)
+    assert main(["compare", "blind"]) == 2
+    assert "its runs logged no metric" in capsys.readouterr().err
     write_run("other", monitor="val/loss")
     assert main(["compare", three, "other"]) == 2
     assert "the runs monitor val/loss, val/mIoU: choose one with --metric" in capsys.readouterr().err

@@ -110,6 +110,16 @@ def test_resuming_within_an_accumulating_step_is_told(capsys: pytest.CaptureFixt
     assert any("1 micro-batches into an optimiser step, whose gradient" in note for note in notes(capsys))
 
 
+def test_another_batch_size_or_length_is_told(recwarn: pytest.WarningsRecorder) -> None:
+    """Steps of the schedule; a constant rate knows no end."""
+    base = ["--run_dir", "run", "--model.optim.schedule", "poly"]
+    assert zoo_run("fit", *base, steps=2) == 0
+    assert zoo_run("fit", *base, "--ckpt_path", "last", "--data.batch_size", "3", steps=4) == 0
+    told = " ".join(str(warning.message) for warning in recwarn)
+    assert "data.batch_size was 1 where the checkpoint was written and is 3" in told
+    assert "the number of steps of the schedule was 2 where the checkpoint was written and is 4" in told
+
+
 def test_another_number_of_processes_is_told() -> None:
     resume = ExactResume()
     trainer = toy_trainer(max_steps=1, callbacks=[resume])

@@ -166,7 +166,9 @@ class ZooCLI(LightningCLI):
         """Parse with the checkpoint's hyper-parameters below everything that was typed."""
         sources = read_sources(self.options)
         fits = self.verb == "fit"
-        trained = Trained(last_value(sources, "ckpt_path"), last_value(sources, "run_dir"), fits)
+        self.trained = trained = Trained(
+            last_value(sources, "ckpt_path"), last_value(sources, "run_dir"), fits
+        )
         # Nobody reads them here; callbacks write what is to be kept, batch by batch.
         defaults = ["--return_predictions", "false"] if self.verb == "predict" else []
         self.config = parser.parse_args([self.verb, *defaults, *trained.as_options(), *self.options])
@@ -174,7 +176,7 @@ class ZooCLI(LightningCLI):
         config.ckpt_path = trained.path
         plain = yaml.safe_load(self._parser(self.verb).dump(config, skip_unset=False))
         self.notes = replaced_lists(sources) + trained.compare(plain["model"], resumes=fits)
-        self.notes += notices.endless_training(config.trainer) if fits else []
+        self.notes += notices.endless_training(config.trainer) if fits else notices.untrained(trained.path)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint override what was typed here."""
@@ -197,6 +199,7 @@ class ZooCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the run's folder, loggers and checkpoints where the config has none of its own."""
+        self.trained.refuse_other_networks(self.model.state_dict())
         config = self.config_init[self.verb].trainer
         configured = config.callbacks or []
         configured = configured if isinstance(configured, list) else [configured]

@@ -8,7 +8,7 @@ import errno
 import re
 from collections.abc import Iterable, Sequence
 from pkgutil import resolve_name
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
@@ -50,6 +50,10 @@ def _raised_in(error: BaseException) -> str:
 
 class ZooParser(LightningArgumentParser):
     """A parser whose errors are one line with the nearest existing names instead of pages of usage."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # What was typed is also read by name before it is parsed: a shortened one would be passed over there.
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise UsageError; inner parsers, whose errors become part of another message, do as before."""

@@ -26,6 +26,15 @@ def endless_training(trainer: Mapping[str, Any]) -> list[str]:
     return []
 
 
+def untrained(ckpt_path: str | None) -> list[str]:
+    """Evaluation without a checkpoint."""
+    if ckpt_path:
+        return []
+    return [
+        "no --ckpt_path: the network is evaluated as it is built, untrained but for what model.pretrained brings"
+    ]
+
+
 def replaced_defaults(configured: Sequence[Callback], defaults: Sequence[Callback]) -> list[str]:
     """A method adds a default callback only where the config has none of its kind."""
     return [

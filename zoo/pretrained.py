@@ -29,13 +29,19 @@ def started_from(pretrained: bool | str, build: Callable[[bool], Network]) -> Ne
         pretrained: whether the weights that belong to the network are loaded; or a source of other ones, see
             :func:`zoo.checkpoints.load_pretrained`.
         build: makes the network, with the weights that belong to it or without.
+
+    Raises:
+        CheckpointError: the source cannot be read, or belongs to another network.
     """
     if _restoring.get():
         return build(False)
     if isinstance(pretrained, bool):
         return build(pretrained)
-    from zoo.checkpoints import load_pretrained
+    from zoo.checkpoints import CheckpointError, load_pretrained
 
     network = build(False)
-    load_pretrained(network, pretrained)
+    try:
+        load_pretrained(network, pretrained)
+    except CheckpointError as error:
+        raise CheckpointError(f"pretrained={pretrained!r}: {error}") from error
     return network

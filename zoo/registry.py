@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.util import find_spec
@@ -163,6 +165,25 @@ def list_backbones(pattern: str = "*") -> list[str]:
     return _matching({*_own_backbones(), *timm.list_models()}, pattern)
 
 
+@contextmanager
+def named_options(what: str, option: str, given: Mapping[str, Any]) -> Iterator[None]:
+    """Build something from the options that a user gave under ``option``.
+
+    Raises:
+        ValueError: it takes no option of that name, in place of Python's TypeError.
+    """
+    try:
+        yield
+    except TypeError as error:
+        odd = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if odd is None or odd[1] not in given:
+            raise
+        raise ValueError(
+            f"{what} takes no {odd[1]!r}: model.{option} gives {', '.join(given)}, perhaps another one's; give those "
+            f"of this one, or none with --model.{option} '{{}}'"
+        ) from error
+
+
 def create_backbone(name: str, pretrained: bool | str = False, in_chans: int = 3, **kwargs: Any) -> Any:
     """Build a feature extractor: ours, if the name is registered, or else timm's.
 
@@ -188,9 +209,10 @@ def create_backbone(name: str, pretrained: bool | str = False, in_chans: int = 3
         return started_from(pretrained, lambda known: load_extracted(name, in_chans=in_chans, **kwargs))
     own = _own_backbones()
     if name in own:
-        return started_from(
-            pretrained, lambda known: own[name](pretrained=known, in_chans=in_chans, **kwargs)
-        )
+        with named_options(f"backbone {name!r}", "backbone_args", kwargs):
+            return started_from(
+                pretrained, lambda known: own[name](pretrained=known, in_chans=in_chans, **kwargs)
+            )
 
     import timm
 
@@ -198,7 +220,8 @@ def create_backbone(name: str, pretrained: bool | str = False, in_chans: int = 3
 
     if not timm.is_model(name):
         raise UnknownNameError("backbone", name, list_backbones(), "zoo list backbones")
-    return started_from(pretrained, lambda known: create_timm_backbone(name, known, in_chans, **kwargs))
+    with named_options(f"backbone {name!r}", "backbone_args", kwargs):
+        return started_from(pretrained, lambda known: create_timm_backbone(name, known, in_chans, **kwargs))
 
 
 def _own_backbones() -> dict[str, Callable[..., Any]]:

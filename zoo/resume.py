@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from zoo.checkpoints.files import DAMAGED_ZIP, CheckpointError, is_zip, read_plain
 from zoo.class_paths import resolve_class
 from zoo.config_files import UsageError
@@ -23,6 +25,7 @@ SCHEDULE = {
         *("clip_norm", "clip_by"),
     )
 }
+MISFIT_REMEDY = "take the model from the checkpoint, or start a new run with --model.init_from"
 # Where weights would start if the checkpoint did not bring all of them.
 STARTS = ("pretrained", "init_from")
 
@@ -130,6 +133,16 @@ class Trained:
         """Lightning stores none; a callback that does so keeps it under ``rng_state``."""
         return any(isinstance(state, Mapping) and "rng_state" in state for state in self._callback_states())
 
+    def refuse_other_networks(self, wanted: Mapping[str, Tensor]) -> None:
+        """See that the tensors of a method, ``wanted``, are those of the checkpoint, before anything is written.
+
+        Raises:
+            UsageError: they are not, by name or shape.
+        """
+        held = self.checkpoint.get("state_dict")
+        if held is not None and (odd := misfit(wanted, held)):
+            raise UsageError(f"--ckpt_path {self.path} does not fit: {odd}; {MISFIT_REMEDY}")
+
     def _callback_states(self) -> list[Mapping[str, Any]]:
         return list(self.checkpoint.get("callbacks", {}).values())
 
@@ -181,6 +194,21 @@ class Trained:
             yield
         except UsageError as error:
             self.passed_over.append(str(error).removeprefix("--ckpt_path "))
+
+
+def misfit(wanted: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> str:
+    """In which tensors a checkpoint's ``held`` are not a method's ``wanted``, by name and shape; empty if in none.
+
+    State of callbacks is not compared: without them it is left out.
+    """
+    known = {name for name in held if not name.startswith("training_parts.")}
+    shared = wanted.keys() & known
+    parts = {
+        "lacks": wanted.keys() - known,
+        "has besides": known - wanted.keys(),
+        "has of another shape": {name for name in shared if wanted[name].shape != held[name].shape},
+    }
+    return "; ".join(f"{what} {len(names)}, e.g. {min(names)}" for what, names in parts.items() if names)
 
 
 def differences(trained: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -246,8 +246,8 @@ class RunRecorder(SaveConfigCallback):
     """Write the resolved config into the run's folder and to W&B, whatever the folder already holds.
 
     Lightning's own callback aborts where a config exists, as in a folder in which a run is resumed; here the
-    older file is kept as ``config-1.yaml`` and so on. The saved config names no folder, so that running it
-    again starts a new run.
+    older file is kept as ``config-1.yaml`` and so on. The saved config names no folder and no
+    checkpoint, so that running it again starts a new run.
     """
 
     def __init__(
@@ -273,7 +273,7 @@ class RunRecorder(SaveConfigCallback):
 
 
 def dump_config(parser: LightningArgumentParser, config: Namespace) -> str:
-    """A resolved config as YAML, without the folder of the run."""
+    """A resolved config as YAML, without the folder of the run and the checkpoint it went on from."""
     config = config.clone()
-    config.run_dir = None
+    config.run_dir = config.ckpt_path = None
     return parser.dump(config, skip_unset=False)  # a null may differ from the default

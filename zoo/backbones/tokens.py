@@ -15,7 +15,7 @@ from zoo.backbones.timm import per_channel
 from zoo.nn.stochastic_depth import Form, StochasticDepth
 from zoo.nn.tokens import TokenBackbone, Tokens, probed_blocks
 from zoo.pretrained import started_from
-from zoo.registry import create_backbone
+from zoo.registry import create_backbone, named_options
 
 
 def create_token_backbone(
@@ -40,7 +40,10 @@ def create_token_backbone(
         ValueError: ``mask_token`` with a backbone that cannot mask.
     """
     if timm.is_model(name) and _is_vit(name):
-        return started_from(pretrained, lambda known: TimmViT(name, known, in_chans, mask_token, **kwargs))
+        with named_options(f"backbone {name!r}", "backbone_args", kwargs):
+            return started_from(
+                pretrained, lambda known: TimmViT(name, known, in_chans, mask_token, **kwargs)
+            )
     backbone = create_backbone(name, pretrained=pretrained, in_chans=in_chans, **kwargs)
     if isinstance(backbone, TokenBackbone):
         return backbone

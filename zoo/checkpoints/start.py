@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from zoo.checkpoints.files import CheckpointError
 from zoo.checkpoints.load import load_pretrained
 
 
@@ -29,5 +30,8 @@ class InitFrom(Callback):
         """Resuming restores a checkpoint before this, but after everything is set up."""
         method: Any = pl_module
         if not method.has_started:
-            load_pretrained(method, self.source)
+            try:
+                load_pretrained(method, self.source)
+            except CheckpointError as error:
+                raise CheckpointError(f"init_from={self.source!r}: {error}") from error
             method.has_started = True

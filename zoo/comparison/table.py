@@ -141,10 +141,13 @@ def compare(
 
 def _common_metric(benchmark: str, runs: Sequence[Run]) -> str:
     monitored = sorted({str(run.card.get("monitor")) for run in runs})
+    logged = sorted({name for run in runs for name in run.metrics})
+    if not logged:
+        raise UsageError(f"{benchmark}: its runs logged no metric, so there is nothing to compare")
     if len(monitored) != 1 or monitored == ["None"]:
         raise UsageError(
             f"{benchmark}: the runs monitor {', '.join(monitored)}: choose one with --metric; there are "
-            f"{', '.join(sorted({name for run in runs for name in run.metrics}))}"
+            f"{', '.join(logged)}"
         )
     return monitored[0]
 

@@ -8,6 +8,7 @@ from zoo.checkpoints import CheckpointError, LoadReport, Source, load_reports, o
 from zoo.checkpoints.load import MIN_SHARE, best_plan
 from zoo.doctor.checks import Check
 from zoo.method import Method
+from zoo.resume import MISFIT_REMEDY, misfit
 
 
 def weights(method: Method, ckpt_path: str | None) -> Iterator[Check]:
@@ -40,18 +41,13 @@ def checkpoint(method: Method, path: str) -> Check:
     """Whether a checkpoint's tensors are those of the method, by name and shape."""
     prefix = "state_dict."
     held = {
-        name.removeprefix(prefix): tuple(tensor.shape)
+        name.removeprefix(prefix): tensor
         for name, tensor in read_weights(path).tensors.items()
-        if name.startswith(prefix) and not name.startswith(f"{prefix}training_parts.")
+        if name.startswith(prefix)
     }
-    wanted = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
-    missing, more = sorted(wanted.keys() - held.keys()), sorted(held.keys() - wanted.keys())
-    other = sorted(name for name in wanted.keys() & held.keys() if wanted[name] != held[name])
-    if missing or more or other:
-        parts = {"lacks": missing, "has besides": more, "has of another shape": other}
-        told = "; ".join(f"{what} {len(names)}, e.g. {names[0]}" for what, names in parts.items() if names)
-        remedy = "take the model from the checkpoint, or start a new run with --model.init_from"
-        return Check("weights", "stop", f"--ckpt_path {path} does not fit: {told}", remedy)
+    wanted = method.state_dict()
+    if odd := misfit(wanted, held):
+        return Check("weights", "stop", f"--ckpt_path {path} does not fit: {odd}", MISFIT_REMEDY)
     return Check("weights", "ok", f"--ckpt_path {path}: all {len(wanted)} tensors fit")
 
 

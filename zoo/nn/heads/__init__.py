@@ -16,7 +16,7 @@ from zoo.nn.heads.fpn import FPNHead
 from zoo.nn.heads.projection import ProjectionHead
 from zoo.nn.heads.pspnet import PSPHead, PSPShuffleHead
 from zoo.nn.heads.upernet import UPerHead
-from zoo.registry import UnknownNameError
+from zoo.registry import UnknownNameError, named_options
 
 DECODE_HEADS: dict[str, Callable[..., nn.Module]] = {
     "daformer": DAFormerHead,
@@ -44,7 +44,8 @@ def create_decode_head(name: str, channels: Sequence[int], num_classes: int, **k
     """
     if name not in DECODE_HEADS:
         raise UnknownNameError("decode head", name, DECODE_HEADS, "zoo.nn.DECODE_HEADS")
-    return DECODE_HEADS[name](channels, num_classes, **kwargs)
+    with named_options(f"decode head {name!r}", "head_args", kwargs):
+        return DECODE_HEADS[name](channels, num_classes, **kwargs)
 
 
 __all__ = [
