@@ -112,6 +112,7 @@ class SpokenKeywords(AudioDataModule):
         words: pre-training sees phrases of so many words in place of single ones, see :class:`SpokenPhrases`; so do
             its validation and test.
         one_voice: a phrase is said by one voice, as people do; else every word by any.
+        trimmed: pre-training sees single words without the silence around them, too, as it always does phrases.
         seconds: longest part that is read of a clip; clips of one word last one second.
         **common: see :class:`~datamodules.audio.AudioDataModule`.
 
@@ -144,6 +145,7 @@ class SpokenKeywords(AudioDataModule):
         with_target: bool = False,
         words: int = 1,
         one_voice: bool = False,
+        trimmed: bool = False,
         seconds: float | None = 1.0,
         **common: Any,
     ) -> None:
@@ -160,8 +162,10 @@ class SpokenKeywords(AudioDataModule):
             )
         if one_voice and words == 1:
             raise ValueError("one_voice: true is about phrases: set words above 1.")
+        if trimmed and self.labels:
+            raise ValueError("trimmed: true is about pre-training: set labels: false.")
         self.test_on, self.with_target = test_on, with_target
-        self.words, self.one_voice = words, one_voice
+        self.words, self.one_voice, self.trimmed = words, one_voice, trimmed
 
     def prepare_data(self) -> None:
         """Make the clips, unless they are there already; raises SynthesiserError where a program is missing."""
@@ -186,7 +190,8 @@ class SpokenKeywords(AudioDataModule):
     ) -> AudioSubset:
         """The clips, or phrases of them."""
         subset = super().shown(clips, positions, name, training)
-        return subset if self.words == 1 else SpokenPhrases(subset, self.words, self.one_voice)
+        whole = self.words == 1 and not self.trimmed
+        return subset if whole else SpokenPhrases(subset, self.words, self.one_voice)
 
 
 class SpokenPhrases(AudioSubset):

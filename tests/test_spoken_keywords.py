@@ -83,6 +83,22 @@ def test_phrases_are_words_without_the_silence_around_them(tmp_path: Path) -> No
             SpokenKeywords(**{**settings, **wrong})
 
 
+def test_a_word_without_the_silence_around_it(tmp_path: Path) -> None:
+    settings = {**tiny_audio.spoken_keywords(tmp_path), "labels": False}
+    whole = opened(SpokenKeywords(**settings)).datasets
+    trimmed = opened(SpokenKeywords(**settings, trimmed=True)).datasets
+    for split in ("train", "val"):
+        for number in range(3):
+            word, shown = whole[split][number]["waveform"], trimmed[split][number]
+            word = word[word.nonzero()[0, 0] : word.nonzero()[-1, 0] + 1]
+            pause = int(shown["length"]) - len(word)
+            assert torch.equal(shown["waveform"][: len(word)], word)
+            assert 0 <= pause <= 0.08 * RATE
+            assert not shown["waveform"][len(word) :].any()
+    with pytest.raises(ValueError, match="trimmed: true is about pre-training: set labels: false"):
+        SpokenKeywords(**{**settings, "labels": True}, trimmed=True)
+
+
 def test_a_phrase_by_one_voice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {**tiny_audio.spoken_keywords(tmp_path), "labels": False, "seconds": 3.0, "words": 4}
     said: list[tuple[str, str]] = []  # word and voice
