@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,8 +17,9 @@ class WritePredictions(PredictionWriter):
     """In prediction, one PNG per image, at its stored size and under its own name.
 
     All files lie in one folder, ready to be zipped: the servers of Cityscapes (ids), ACDC and Dark Zurich
-    (trainIds) find a prediction by the beginning of its name, which is that of the image. For files that are to
-    be read as labels again (training on them offline), set ``suffix`` to that of the label files.
+    (trainIds) find a prediction by the beginning of its name, which is that of the image. Only where the benchmark
+    names images with their folders (:class:`datamodules.OwnFootage`) predictions lie in these as well. For files that
+    are to be read as labels again (training on them offline), set ``suffix`` to that of the label files.
 
     Args:
         encoding: how classes are stored: ``ids``, ``trainIds``, ``colors`` or another key of
@@ -63,7 +65,6 @@ class WritePredictions(PredictionWriter):
                 f"WritePredictions needs label maps and names: {type(pl_module).__name__}.predict_step must return "
                 "a dict with 'label' [B, H, W] and 'name', and the benchmark's batches must hold 'name'"
             )
-        folder.mkdir(parents=True, exist_ok=True)
         benchmark: Any = getattr(trainer, "datamodule", None)
         wanted: str = getattr(benchmark, "submission", "ids") if self.encoding is None else self.encoding
         encoding = ENCODINGS[wanted]
@@ -71,6 +72,7 @@ class WritePredictions(PredictionWriter):
         for label, name in zip(labels, self._file_names(trainer, outputs["name"], batch), strict=True):
             path = folder / name
             self.claim(path, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(encoding.encode(label)).save(path)
 
     def _file_names(self, trainer: L.Trainer, stems: list[str], batch: Any) -> list[str]:
@@ -81,4 +83,5 @@ class WritePredictions(PredictionWriter):
         pairs = getattr(loader.dataset, "pairs", None)
         if pairs is None:
             return [f"{stem}.png" for stem in stems]
-        return [f"{pairs[index].image.stem}.png" for index in batch["index"].tolist()]
+        shown = [pairs[index] for index in batch["index"].tolist()]
+        return [f"{Path(pair.name).with_name(pair.image.stem)}.png" for pair in shown]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datamodules.amos22 import AMOS22
     from datamodules.audio import AudioDataModule
+    from datamodules.audio_folders import AudioFolders
     from datamodules.audio_visual import AudioVisualDataModule
     from datamodules.audio_visual_lists import AudioVisualLists
     from datamodules.audioset import AudioSet, AudioSetLibriSpeech
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from datamodules.octa500 import OCTA500
     from datamodules.omni_volumes import OmniVolumes
     from datamodules.optdigits import Optdigits
+    from datamodules.own_footage import OwnFootage
     from datamodules.packaged_brains import PackagedBrains
     from datamodules.packaged_photographs import PackagedPhotographs
     from datamodules.prect import PreCT
@@ -98,6 +100,7 @@ __all__ = [
     "SIDD",
     "STL10",
     "AudioDataModule",
+    "AudioFolders",
     "AudioSet",
     "AudioSetLibriSpeech",
     "AudioVisualDataModule",
@@ -128,6 +131,7 @@ __all__ = [
     "MemoryImageDataModule",
     "OmniVolumes",
     "Optdigits",
+    "OwnFootage",
     "PackagedBrains",
     "PackagedPhotographs",
     "PreCT",
@@ -160,6 +164,7 @@ __all__ = [
 _MODULES = {
     "AMOS22": "amos22",
     "AudioDataModule": "audio",
+    "AudioFolders": "audio_folders",
     "AudioSet": "audioset",
     "AudioSetLibriSpeech": "audioset",
     "AudioVisualDataModule": "audio_visual",
@@ -205,6 +210,7 @@ _MODULES = {
     "OCTA500": "octa500",
     "OmniVolumes": "omni_volumes",
     "Optdigits": "optdigits",
+    "OwnFootage": "own_footage",
     "PTBXL": "ptbxl",
     "PackagedBrains": "packaged_brains",
     "PackagedPhotographs": "packaged_photographs",

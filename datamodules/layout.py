@@ -263,6 +263,17 @@ def _visible(folder: Path, pattern: str) -> list[Path]:
     return [path for path in folder.glob(pattern) if not path.name.startswith(".")]
 
 
+def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files at any depth whose names end in one of ``suffixes``, in either case, by path; hidden ones are left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.name.lower().endswith(suffixes)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+
+
 def _stem(layout: Layout, image: Path) -> str:
     return image.name.removesuffix(layout.suffix)
 

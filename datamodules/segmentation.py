@@ -33,6 +33,8 @@ class SegmentationDataModule(BenchmarkDataModule):
     eval_classes = tuple(range(len(CITYSCAPES_CLASSES)))
     #: The argument whose root holds the images of evaluation.
     eval_root: ClassVar[str]
+    #: The argument whose root holds the images of ``predict_split``, where that is another one.
+    predict_root: ClassVar[str | None] = None
     #: Whether labels of unlabelled training images are read, for monitors alone: benchmarks that render them.
     keeps_truth: ClassVar[bool] = False
     #: Labels ``[B, H, W]`` of the unlabelled images of the batch that is trained on, trainIds. They are taken out of a
@@ -82,7 +84,7 @@ class SegmentationDataModule(BenchmarkDataModule):
         reports = self.checked(stage)
         datasets: dict[str, SegmentationDataset | JointDataset] = {}
         for name, split in self.eval_splits(stage).items():
-            report = reports[self.eval_root]
+            report = reports[(name == "predict" and self.predict_root) or self.eval_root]
             datasets[name] = SegmentationDataset(
                 self.usable_pairs(report, split),
                 # None for images whose labels are kept by the benchmark's server.
@@ -209,7 +211,7 @@ class UDASegmentation(SegmentationDataModule):
 
     def prepare_data(self) -> None:
         """Count the classes of labelled images once, if rare ones are to be preferred; fill a cache on disk."""
-        if self.rare_class_temperature is not None:
+        if self.rare_class_temperature is not None and coming_stage(self.trainer) in (None, "fit"):
             report = self.checked("fit")[self._labelled_root]
             self._rare_class_picker(report, self.usable_pairs(report, "train"))
         super().prepare_data()

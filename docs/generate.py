@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+from zoo.cards import BenchmarkCard
 from zoo.registry import benchmark_card, list_benchmarks, list_methods, method_card
 
 README = Path(__file__).parents[1] / "README.md"
@@ -32,14 +33,23 @@ def methods_table() -> str:
     return "\n".join(lines)
 
 
+def origin(card: BenchmarkCard) -> str:
+    """Where the data of a benchmark come from."""
+    if card.url:
+        return f"[download]({card.url})"
+    if shipped := re.search(r"shipped with \S+", card.licence):
+        return shipped.group()
+    made = re.search("generated|made on this machine", card.licence)
+    return "made on first use" if made else "bring your own"
+
+
 def benchmarks_table() -> str:
     """Markdown table of all benchmarks."""
     lines = ["| benchmark | class | task | metric | data |", "|---|---|---|---|---|"]
     for name in list_benchmarks():
         card = benchmark_card(name)
-        where = f"[download]({card.url})" if card.url else "made on first use"
         lines.append(
-            f"| `{name}`: {card.title} | `{card.class_name}` | {card.task} | {card.metric} | {where} |"
+            f"| `{name}`: {card.title} | `{card.class_name}` | {card.task} | {card.metric} | {origin(card)} |"
         )
     return "\n".join(lines)
 

@@ -16,6 +16,7 @@ from datamodules import (
 )
 from datamodules.audio_files import BrokenAudioError, Reading
 from datamodules.audio_labels import MultiLabels, SingleLabels
+from datamodules.audio_sets import AudioSubset
 from datamodules.layout import LayoutError
 from datamodules.sampling import WeightedPicker
 from tests import tiny_audio
@@ -264,6 +265,75 @@ def test_libri_light_holds_a_share_of_its_archives_out(tmp_path: Path) -> None:
         datamodules.LibriLight(100, **settings)
     with pytest.raises(ValueError, match="val_fraction must be above 0"):
         datamodules.LibriLight(**{**settings, "val_fraction": 0.0})
+
+
+# Folders of one's own.
+
+
+def test_any_folder_of_recordings(tmp_path: Path) -> None:
+    settings = {**tiny_audio.audio_folders(tmp_path), "labels": False, "seed": 0}
+    data, again = (opened(datamodules.AudioFolders(**settings), "fit") for _ in range(2))
+    assert len(data.subset("train")) == 9
+    held_out = names(data, "val")
+    assert len(held_out) == 3
+    assert held_out == names(again, "val")
+    shown = {
+        str(data.subset(split).path(n)) for split, count in (("train", 9), ("val", 3)) for n in range(count)
+    }
+    root = Path(settings["root"])
+    assert shown == {
+        str(p) for p in root.rglob("*") if p.suffix.lower() == ".wav" and ".cache" not in p.parts
+    }
+    batches = list(data.train_dataloader())
+    assert "label" not in batches[0]
+    assert {len(batch["waveform"]) for batch in batches} == {2}
+    clips = data.clips("train")
+    stereo = next(n for n in range(len(clips)) if clips.path(n).name == "stereo.wav")
+    assert pitch_of(data.reading.clip(clips.path(stereo))) == pytest.approx(tiny_audio.pitch(3), abs=3)
+
+
+def test_folders_are_classes(tmp_path: Path) -> None:
+    settings = {**tiny_audio.audio_folders(tmp_path), "class_names": ("cat", "dog"), "val_fraction": 0.5}
+    data = opened(datamodules.AudioFolders(**settings))
+    assert (data.classes, data.num_classes) == (("cat", "dog"), 2)
+    for split in ("train", "val"):
+        subset = data.subset(split)
+        folders = [subset.path(n).relative_to(settings["root"]).parts[0] for n in range(len(subset))]
+        assert [data.classes[label] for label in labels(data, split)] == folders
+        assert sorted(folders) == ["cat"] * 2 + ["dog"] * 3
+    # The same recordings are held out of pre-training.
+    assert names(datamodules.AudioFolders(**settings, labels=False), "val") == names(data, "val")
+
+
+def test_what_is_said_of_bad_folders(tmp_path: Path) -> None:
+    settings = {**tiny_audio.audio_folders(tmp_path), "labels": False}
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.mp3").write_bytes(b"ID3")
+    for change, complaint in (
+        ({"root": None}, "root is not set"),
+        ({"root": tmp_path / "nowhere"}, r"there is no folder .*nowhere"),
+        (
+            {"root": tmp_path / "empty"},
+            r"no files that end in \.wav, \.flac, \.ogg, \.gsm: convert other kinds",
+        ),
+        ({"val_fraction": 0.01}, r"val_fraction=0\.01 holds out 0 of 12 recordings"),
+        ({"class_names": ("dog", "cow")}, r"class_names: there are no files that end in .* below .*cow"),
+    ):
+        with pytest.raises(LayoutError, match=complaint):
+            datamodules.AudioFolders(**{**settings, **change}).setup("fit")
+    for change, complaint in (
+        ({"val_fraction": 0.0}, "val_fraction must be above 0"),
+        ({"labels": True}, r"labels: true needs class_names, .*Set labels: false"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            datamodules.AudioFolders(**{**settings, **change})
+    (Path(settings["root"]) / "top.WAV").write_bytes(b"RIFF")
+    clips = datamodules.AudioFolders(**settings).clips("train")
+    broken = next(n for n in range(len(clips)) if clips.path(n).name == "top.WAV")
+    with pytest.raises(BrokenAudioError, match=r"top\.WAV .*skip_broken: true"):
+        AudioSubset(clips)[broken]
+    with pytest.warns(UserWarning, match="skip_broken left out 1 of 12 train clips"):
+        opened(datamodules.AudioFolders(**settings, skip_broken=True), "fit")
 
 
 def librispeech(folder: Path) -> dict[str, Any]:

@@ -40,6 +40,7 @@ CONFIGS = sorted(_FILES)
 ALIKE = dict.fromkeys(("AudioVisualLists", "MAFW", "MSPIMPROV", "RAVDESS"), "CREMAD")
 ALIKE |= dict.fromkeys(("EyePACS", "GAMMA", "IChallengeAMD", "IChallengePM"), "EyePhotographs")
 ALIKE |= dict.fromkeys(("GAMMAScans", "OCTA500"), "EyeScans")
+ALIKE["AudioFolders"] = "LibriLight"
 
 
 def kind_of(path: Path) -> str:
@@ -106,6 +107,7 @@ MINIATURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "SYNTHIACityscapes": tiny_streets.synthia_cityscapes,
     "CityscapesDarkZurich": tiny_streets.cityscapes_darkzurich,
     "CityscapesACDC": tiny_streets.cityscapes_acdc,
+    "OwnFootage": tiny_streets.own_footage,
     "VOCSemi": tiny_voc.voc_semi,
     "DND": tiny_denoising.dnd,
     "PackagedPhotographs": tiny_denoising.photographs,
@@ -113,6 +115,7 @@ MINIATURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "Optdigits": tiny_images.optdigits,
     "ImageNet": tiny_images.imagenet,
     "CityscapesSemi": tiny_voc.cityscapes_semi,
+    "AudioFolders": tiny_audio.audio_folders,
     "AudioSet": tiny_audio.audioset,
     "AudioSetLibriSpeech": tiny_audio.audioset_librispeech,
     "ESC50": tiny_audio.esc50,

@@ -45,6 +45,13 @@ def test_tables_are_those_of_the_cards() -> None:
     assert generate.regenerated(text) == text
     for name in list_methods():
         assert f"`{name}`" in text
+    for name, where in {
+        "streetshift": "made on first use",
+        "optdigits": "shipped with scikit-learn",
+        "omni_volumes": "bring your own",
+        "volume_folders": "bring your own",
+    }.items():
+        assert re.search(rf"^\| `{name}`: .*\| {where} \|$", text, re.MULTILINE), name
 
 
 def test_commands_in_the_readme_exist() -> None:

@@ -314,6 +314,23 @@ def libri_light(folder: Path) -> dict[str, Any]:
     return {**AUDIO, "root": libri_light_tree(folder / "libri-light"), "val_fraction": 0.25}
 
 
+def audio_folders_tree(root: Path) -> Path:
+    """Six barks, four meows in folders of their own, two recordings at the top, and what is no recording."""
+    for label, (name, count) in enumerate((("dog", 6), ("cat", 4))):
+        for number in range(count):
+            place = root / name / f"day {number % 2}" / f"{number}.wav"
+            write_wav(place, tone(pitch(label, number), 0.3 + 0.1 * number))
+    write_wav(root / "top.WAV", tone(pitch(2), 0.5))
+    write_wav(root / "stereo.wav", tone(pitch(3), 0.5, 8000, 2), 8000)
+    write_wav(root / ".cache" / "hidden.wav", tone(pitch(4), 0.5))
+    (root / "notes.txt").write_text("recorded in spring")
+    return root
+
+
+def audio_folders(folder: Path) -> dict[str, Any]:
+    return {**AUDIO, "root": audio_folders_tree(folder / "recordings"), "val_fraction": 0.25}
+
+
 def iemocap(folder: Path) -> dict[str, Any]:
     return {**AUDIO, "root": iemocap_tree(folder / "iemocap")}
 

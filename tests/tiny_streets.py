@@ -47,6 +47,23 @@ def cityscapes_acdc(folder: Path) -> dict[str, Any]:
     return _settings(cityscapes_tree(folder / "cityscapes"), acdc_tree(folder / "acdc"))
 
 
+def own_footage(folder: Path) -> dict[str, Any]:
+    """The same for OwnFootage."""
+    return _settings(cityscapes_tree(folder / "cityscapes"), footage_tree(folder / "frames"))
+
+
+def footage_tree(root: Path, sizes: Sequence[tuple[int, int]] = ((36, 64), (48, 64), (72, 128))) -> Path:
+    """Two drives of equal file names, a JPEG at the top, and what is no frame."""
+    rng = np.random.default_rng(5)
+    for number, size in enumerate(sizes):
+        for place in (f"day/{number:06d}.png", f"night/{number:06d}.png"):
+            save(random_pair(rng, *size)[0], root / place)
+    save(random_pair(rng, 36, 64)[0], root / "top.JPG")
+    save(random_pair(rng, 36, 64)[0], root / ".thumbnails/000000.png")
+    (root / "day/notes.txt").write_text("rain from frame 2 on")
+    return root
+
+
 def _settings(source: Path, target: Path) -> dict[str, Any]:
     return {**STREETS, **ANY_PIXEL, "source_root": source, "target_root": target}
 

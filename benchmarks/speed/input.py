@@ -44,6 +44,8 @@ ALIKE = {
     "cifar100": "cifar10",
     "dnd": "sidd",
     "fsd50k": "esc50",
+    "audio_folders": "libri_light",
+    "own_footage": "gta5_cityscapes",
     "speech_commands_v1": "speech_commands_v2",
     "omni_volumes": "torso_phantom",
     "packaged_brains": "torso_phantom",
