@@ -54,7 +54,7 @@ def test_tables_are_those_of_the_cards() -> None:
         assert re.search(rf"^\| `{name}`: .*\| {where} \|$", text, re.MULTILINE), name
 
 
-def test_commands_in_the_readme_exist() -> None:
+def test_commands_in_readme_and_docs_exist() -> None:
     from zoo.config_files import find_config
 
     makefile = (ROOT / "Makefile").read_text()
@@ -64,9 +64,12 @@ def test_commands_in_the_readme_exist() -> None:
         tool, *rest = shlex.split(line)
         if tool == "make":
             assert re.search(rf"^{rest[0]}:", makefile, re.MULTILINE), line
-        for option, value in itertools.pairwise(rest):
-            if option == "--config" and not value.startswith("runs/"):
-                assert find_config(value).is_file()
+    for page in PAGES:
+        plain = "".join(blocks(page, "")).replace("\\\n", " ")
+        for line in [line for line in plain.splitlines() if line.startswith("zoo ")]:
+            for option, value in itertools.pairwise(shlex.split(line)):
+                if option == "--config" and not value.startswith("runs/"):
+                    assert find_config(value).is_file(), f"{page.name}: {line}"
 
 
 def test_every_card_names_a_class_whose_docstring_says_where_it_is_from() -> None:
