@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -13,16 +12,7 @@ from datamodules.audio_files import SUFFIXES
 from datamodules.audio_labels import SingleLabels
 from datamodules.audio_lists import numbered
 from datamodules.audio_sets import AudioClips
-from datamodules.layout import (
-    Layout,
-    LayoutError,
-    LayoutReport,
-    Pair,
-    Split,
-    SplitReport,
-    absent_root,
-    files_below,
-)
+from datamodules.layout import Layout, LayoutError, LayoutReport, Split, inspect_files
 
 _KINDS: Final = f"files that end in {', '.join(SUFFIXES)}"
 
@@ -79,15 +69,8 @@ class AudioFolders(AudioDataModule):
         return {"root": ("recordings",)}
 
     def _inspect(self, argument: str, splits: Mapping[str, bool]) -> LayoutReport:
-        layout = self.tree(argument)
-        if (absent := absent_root(layout, self.root, argument)) is not None:
-            return absent
-        assert self.root is not None
-        root = Path(self.root).expanduser()
-        pairs = tuple(Pair(file, None, file.stem) for file in files_below(root, SUFFIXES))
-        problems = () if pairs else (f"no {_KINDS}: convert other kinds, e.g. ffmpeg -i a.mp3 a.flac",)
-        found = {split: SplitReport(split, pairs, problems=problems) for split in splits}
-        return LayoutReport(layout, root, argument, found)
+        advice = ": convert other kinds, e.g. ffmpeg -i a.mp3 a.flac"
+        return inspect_files(self.tree(argument), self.root, splits, SUFFIXES, argument, advice)
 
     def read(self, split: str) -> AudioClips:
         """All recordings, or those of the classes."""

@@ -154,6 +154,38 @@ def inspect_root(
     return LayoutReport(layout, root, argument, found)
 
 
+def inspect_files(
+    layout: Layout,
+    root: str | Path | None,
+    splits: Iterable[str],
+    suffixes: tuple[str, ...],
+    argument: str = "root",
+    advice: str = "",
+) -> LayoutReport:
+    """The report on a tree of which every file of some kinds counts, at any depth; each split has all of them.
+
+    Args:
+        layout: for messages.
+        root: the folder to look at.
+        splits: names of splits.
+        suffixes: endings of the files, in lower case.
+        argument: the datamodule argument that holds ``root``.
+        advice: what to do where there is none.
+    """
+    if (absent := absent_root(layout, root, argument)) is not None:
+        return absent
+    assert root is not None
+    root = Path(root).expanduser()
+    # Named with their folders, so that equal names in two of them stay apart.
+    pairs = tuple(
+        Pair(file, None, file.relative_to(root).with_suffix("").as_posix())
+        for file in files_below(root, suffixes)
+    )
+    problems = () if pairs else (f"no file at any depth ends in {', '.join(suffixes)}{advice}",)
+    found = {name: SplitReport(name, pairs, problems=problems) for name in splits}
+    return LayoutReport(layout, root, argument, found)
+
+
 def absent_root(layout: Layout, root: str | Path | None, argument: str = "root") -> LayoutReport | None:
     """The report on a root that is not set, or that is no folder; None on any other."""
     if root is None:

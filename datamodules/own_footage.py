@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -15,11 +14,8 @@ from datamodules.layout import (
     LabelFiles,
     Layout,
     LayoutReport,
-    Pair,
     Split,
-    SplitReport,
-    absent_root,
-    files_below,
+    inspect_files,
     inspect_root,
 )
 from datamodules.readers import Size
@@ -114,19 +110,7 @@ class OwnFootage(UDASegmentation):
             )
 
     def _find_frames(self, splits: Mapping[str, bool]) -> LayoutReport:
-        layout = self.layout["target_root"]
-        if (absent := absent_root(layout, self.target_root, "target_root")) is not None:
-            return absent
-        assert self.target_root is not None
-        root = Path(self.target_root).expanduser()
-        # With their folders, so that equal names in two of them stay apart.
-        pairs = [
-            Pair(file, None, file.relative_to(root).with_suffix("").as_posix())
-            for file in files_below(root, SUFFIXES)
-        ]
-        problems = () if pairs else (f"no file at any depth ends in {', '.join(SUFFIXES)}",)
-        found = {name: SplitReport(name, tuple(pairs), problems=problems) for name in splits}
-        return LayoutReport(layout, root, "target_root", found)
+        return inspect_files(self.layout["target_root"], self.target_root, splits, SUFFIXES, "target_root")
 
     def _find_source(self, splits: Mapping[str, bool]) -> LayoutReport:
         layout = self.layout["source_root"]

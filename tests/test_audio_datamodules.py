@@ -314,7 +314,7 @@ def test_what_is_said_of_bad_folders(tmp_path: Path) -> None:
         ({"root": tmp_path / "nowhere"}, r"there is no folder .*nowhere"),
         (
             {"root": tmp_path / "empty"},
-            r"no files that end in \.wav, \.flac, \.ogg, \.gsm: convert other kinds",
+            r"no file at any depth ends in \.wav, \.flac, \.ogg, \.gsm: convert other kinds",
         ),
         ({"val_fraction": 0.01}, r"val_fraction=0\.01 holds out 0 of 12 recordings"),
         ({"class_names": ("dog", "cow")}, r"class_names: there are no files that end in .* below .*cow"),

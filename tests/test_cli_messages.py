@@ -32,6 +32,8 @@ def test_replaced_lists_are_told() -> None:
         Source(name, {"data.views.crop": [side, side]}) for name, side in (("a.yaml", 32), ("b.yaml", 64))
     )
     assert replaced_lists([*crops]) == []
+    by_name = (Source(name, {"trainer.callbacks": [name]}) for name in ("EMATeacher", "LearningRateMonitor"))
+    assert len(replaced_lists([*by_name])) == 1
 
 
 def test_notes_reach_the_user_once(capsys: pytest.CaptureFixture[str]) -> None:

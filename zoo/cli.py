@@ -200,6 +200,7 @@ class ZooCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the run's folder, loggers and checkpoints where the config has none of its own."""
         self.trained.refuse_other_networks(self.model.state_dict())
+        del self.trained  # or the run would hold on to a file that it is about to replace
         config = self.config_init[self.verb].trainer
         configured = config.callbacks or []
         configured = configured if isinstance(configured, list) else [configured]

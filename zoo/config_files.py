@@ -99,12 +99,12 @@ def last_value(sources: Sequence[Source], key: str) -> Any:
 
 
 def replaced_lists(sources: Sequence[Source]) -> list[str]:
-    """One sentence for every list of classes in a config file of which a later source left nothing."""
+    """One sentence for every list of a config file of which a later source left nothing; sizes are meant to go."""
     notes = []
     for index, source in enumerate(sources):
         for key, value in source.values.items():
-            if not isinstance(value, list) or not any(isinstance(entry, dict) for entry in value):
-                continue  # sizes are replaced, not added to
+            if not isinstance(value, list) or all(isinstance(entry, int | float) for entry in value):
+                continue
             later = next((other for other in sources[index + 1 :] if key in other.values), None)
             if later is not None and later.values[key] != value:
                 notes.append(

@@ -14,6 +14,7 @@ from torch import Tensor
 from zoo.checkpoints.files import DAMAGED_ZIP, CheckpointError, is_zip, read_plain
 from zoo.class_paths import resolve_class
 from zoo.config_files import UsageError
+from zoo.method import TRAINING_PARTS
 
 NAMES = ("best", "last", "hpc")  # of checkpoints in a run's folder
 # Of a method's `optim`, what a resumed run may change; the rest lies in the optimiser's state.
@@ -201,7 +202,7 @@ def misfit(wanted: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> str:
 
     State of callbacks is not compared: without them it is left out.
     """
-    known = {name for name in held if not name.startswith("training_parts.")}
+    known = {name for name in held if not name.startswith(f"{TRAINING_PARTS}.")}
     shared = wanted.keys() & known
     parts = {
         "lacks": wanted.keys() - known,

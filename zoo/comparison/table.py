@@ -146,8 +146,8 @@ def _common_metric(benchmark: str, runs: Sequence[Run]) -> str:
         raise UsageError(f"{benchmark}: its runs logged no metric, so there is nothing to compare")
     if len(monitored) != 1 or monitored == ["None"]:
         raise UsageError(
-            f"{benchmark}: the runs monitor {', '.join(monitored)}: choose one with --metric; there are "
-            f"{', '.join(logged)}"
+            f"{benchmark}: the runs monitor {', '.join(monitored).replace('None', 'no metric')}: choose one with "
+            f"--metric; there are {', '.join(logged)}"
         )
     return monitored[0]
 
